@@ -1,0 +1,169 @@
+"""The HDF5 activation cache, one file a layer, and the streaming sums over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+
+import h5py
+import numpy as np
+
+from hashsolve import checks
+from hashsolve.files import atomic, open_h5
+from hashsolve.geometry import Geometry
+from hashsolve.sums import Sums, block_rows
+
+FULL, BINARIZED = "full_precision", "binarized"
+"""Names of the two streams: inputs from the full-precision and the partly binarised network."""
+DTYPES = ("float16", "float32", "float64")
+_CHUNK_BYTES = 4 * 2**20
+
+
+def write_activations(
+    path: str | PathLike,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    geometry: Geometry,
+    dtype: str = "float32",
+    name: str = "layer",
+) -> int:
+    """Cache one layer's raw feature maps (not patches) in an HDF5 file.
+
+    Parameters
+    ----------
+    path : path
+        The file; it appears whole or not at all, and every chunk carries a checksum.
+    batches : iterable of {stream name: array (n, channels, *spatial) or (n, ..., features)}
+        Every batch has the same streams, row by row of the same samples.
+    geometry : Geometry
+        Chunks are cut as the sums over this geometry read them.
+    dtype : {"float32", "float16", "float64"}
+        Storage type.
+    name : str
+        The layer, for error messages.
+
+    Returns
+    -------
+    int
+        Samples written.
+
+    Raises
+    ------
+    ValueError
+        No samples, streams or shapes that differ, values that are not finite or too large for
+        the storage type.
+    """
+    checks.choice(dtype, "dtype", DTYPES)
+    limit = float(np.finfo(dtype).max)
+    total = 0
+    with atomic(path) as part, h5py.File(part, "w", locking=False) as file:
+        for batch in batches:
+            for stream, maps in batch.items():
+                at = f"{name}: {stream} inputs"
+                maps = checks.finite(geometry.samples(np.asarray(maps)), at)
+                if np.abs(maps).max(initial=0) > limit:
+                    raise ValueError(f"{at}: values above {limit:g} do not fit {dtype}")
+                if stream not in file:
+                    if total:
+                        raise ValueError(f"{at}: missing from the first batch")
+                    _create(file, stream, maps.shape[1:], geometry, dtype)
+                data = file[stream]
+                if maps.shape[1:] != data.shape[1:]:
+                    raise ValueError(
+                        f"{at}: a batch of samples of shape {maps.shape[1:]} after one of "
+                        f"{data.shape[1:]}; calibrate with samples of one size"
+                    )
+                data.resize(len(data) + len(maps), axis=0)
+                data[len(data) - len(maps) :] = maps
+            sizes = {stream: len(file[stream]) for stream in file}
+            if len(set(sizes.values())) > 1:
+                raise ValueError(f"{name}: streams differ in samples: {sizes}")
+            total = next(iter(sizes.values()), 0)
+        if total == 0:
+            raise ValueError(f"{name}: the calibration held no samples: no rows to sum")
+    return total
+
+
+def _create(
+    file: h5py.File, stream: str, shape: tuple[int, ...], geometry: Geometry, dtype: str
+) -> None:
+    """An extensible data set whose chunks hold whole samples."""
+    bytes_each = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    samples = max(1, _CHUNK_BYTES // max(bytes_each, 1))
+    inputs = shape[0] * int(np.prod(geometry.kernel)) // geometry.groups
+    first, _ = next(geometry.blocks((samples, *shape), block_rows(inputs)))
+    file.create_dataset(
+        stream,
+        shape=(0, *shape),
+        maxshape=(None, *shape),
+        chunks=(first.stop - first.start, *shape),
+        dtype=dtype,
+        fletcher32=True,
+    )
+
+
+@contextmanager
+def open_activations(path: str | PathLike) -> Iterator[dict[str, h5py.Dataset]]:
+    """The streams of a cache file, by name; a ValueError names the file where it is damaged."""
+    with open_h5(path) as file:
+        yield {stream: file[stream] for stream in file}
+
+
+def layer_sums(
+    inputs: h5py.Dataset | np.ndarray,
+    weights: np.ndarray,
+    geometry: Geometry,
+    reference: h5py.Dataset | np.ndarray | None = None,
+    name: str = "layer",
+) -> list[Sums]:
+    """Stream the sums of one layer, a group at a time per block, in bounded memory.
+
+    Parameters
+    ----------
+    inputs : data set or array (n, channels, *spatial) or (n, features)
+        X̂ as feature maps.
+    weights : array (T, channels / groups, *kernel) or (T, features)
+        The layer's full-precision weight.
+    geometry : Geometry
+    reference : data set or array, optional
+        X, the full-precision maps; the target is then Y = XᵀW, else X̂ᵀW.
+
+    Returns
+    -------
+    list of Sums
+        One a group; `group_weights` gives the weights that go with each.
+
+    Raises
+    ------
+    ValueError
+        Where shapes do not fit.
+    """
+    matrices = group_weights(weights, geometry)
+    size, targets = matrices[0].shape
+    if reference is not None and reference.shape != inputs.shape:
+        raise ValueError(f"{name}: reference {reference.shape} and inputs {inputs.shape} differ")
+    channels = inputs.shape[-1 if geometry.linear else 1]
+    if channels != weights.shape[1] * geometry.groups:
+        raise ValueError(
+            f"{name}: maps of {channels} channels do not fit weights {weights.shape} in "
+            f"{geometry.groups} groups"
+        )
+    labels = [name if geometry.groups == 1 else f"{name}[group {g}]" for g in range(len(matrices))]
+    sums = [Sums(size, 0 if reference is None else targets, label) for label in labels]
+    for samples, lines in geometry.blocks(inputs.shape, block_rows(size)):
+        maps = inputs[samples]
+        reference_maps = None if reference is None else reference[samples]
+        for group, (w, total) in enumerate(zip(matrices, sums, strict=True)):
+            target = None
+            if reference_maps is not None:
+                target = w.T @ geometry.patches(reference_maps, group, lines)
+            total.add_block(geometry.patches(maps, group, lines), target)
+    return sums
+
+
+def group_weights(weights: np.ndarray, geometry: Geometry) -> list[np.ndarray]:
+    """A layer's weight (T, channels / groups, *kernel) as one float64 W (S, T / groups) a group."""
+    if len(weights) % geometry.groups:
+        raise ValueError(f"{len(weights)} filters do not divide into {geometry.groups} groups")
+    flat = np.asarray(weights, dtype=np.float64).reshape(geometry.groups, -1, weights[0].size)
+    return [np.ascontiguousarray(w.T) for w in flat]

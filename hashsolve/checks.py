@@ -1,0 +1,56 @@
+"""Checks of arrays that come from outside; each error names the array and the mend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def array(value: Any, name: str, ndim: int | tuple[int, ...]) -> np.ndarray:
+    """A real numeric array of the wanted number of dimensions, not empty; dtype unchanged.
+
+    Raises
+    ------
+    ValueError
+        Naming the array, where it is ragged, not numeric, complex, empty, or of other dimensions.
+    """
+    try:
+        # an h5py data set, or anything else that is sliced lazily, is left as it is
+        result = value if hasattr(value, "shape") and hasattr(value, "dtype") else np.asarray(value)
+        kind = np.dtype(result.dtype).kind
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: not an array of numbers ({error})") from None
+    if kind not in "fiub":
+        raise ValueError(f"{name}: dtype {result.dtype} is not a real number type")
+    wanted = (ndim,) if isinstance(ndim, int) else ndim
+    if len(result.shape) not in wanted:
+        dims = " or ".join(map(str, wanted))
+        raise ValueError(f"{name}: expected {dims} dimensions, got shape {tuple(result.shape)}")
+    if 0 in result.shape:
+        raise ValueError(f"{name}: empty, shape {tuple(result.shape)}")
+    return result
+
+
+def finite(values: np.ndarray, name: str) -> np.ndarray:
+    """The same array, or a ValueError that says where it is NaN or infinite."""
+    if not np.isfinite(values).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise ValueError(f"{name}: {values[where]} at {where}; every entry must be finite")
+    return values
+
+
+def matrix(value: Any, name: str, ndim: int | tuple[int, ...] = 2) -> np.ndarray:
+    """`array`, as finite float64 in memory."""
+    return finite(np.asarray(array(value, name, ndim)[...], dtype=np.float64), name)
+
+
+def choice(value: str, name: str, allowed: Any) -> str:
+    """The value, if it is one of ``allowed``; else a ValueError with the nearest of them."""
+    import difflib
+
+    if value in allowed:
+        return value
+    near = difflib.get_close_matches(str(value), list(allowed), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}{hint}")

@@ -1,0 +1,126 @@
+"""Instance: a problem as the methods see it, normalised, live and one column a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import linalg
+
+from hashsolve.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """A problem in units where the largest gram diagonal and every energy are about 1.
+
+    Units are powers of two, so a method decides the same bits whatever power of two the inputs
+    or a column's targets are multiplied by. Inputs whose row of the Gram matrix is zero have
+    left; `restore` gives them back the sign of their weight. A fixed scale is folded into the
+    column, so that it is 1 here.
+
+    Attributes
+    ----------
+    gram : (S', S')
+    cross, weights, start : (T, S')
+        ``weights`` are W in these units, or the least-squares solution where W is not known;
+        ``start`` its signs.
+    energy : (T,)
+    free : bool
+        Whether each column's scale is found (profiled out) or is 1.
+    """
+
+    gram: np.ndarray
+    cross: np.ndarray
+    energy: np.ndarray
+    free: bool
+    live: np.ndarray
+    dead_codes: np.ndarray
+    known_weights: np.ndarray | None
+    known_magnitude: np.ndarray | None
+    scale_unit: np.ndarray
+    loss_unit: np.ndarray
+
+    @classmethod
+    def of(cls, problem: Problem) -> Instance:
+        """Normalise a problem."""
+        live = problem.gram.any(axis=1)
+        gram = problem.gram if live.all() else problem.gram[np.ix_(live, live)]
+        peak = np.abs(gram).max() if gram.size else 1.0
+        half = (np.frexp(peak)[1] + 1) // 2  # inputs are measured in units of 2**half
+        cross = problem.cross[live].T
+        dead_pull = problem.cross[~live]
+        if problem.free_scale:
+            exponent = (np.frexp(problem.energy)[1] + 1) // 2
+            target_unit = np.ldexp(1.0, exponent)
+            cross = np.ldexp(cross, -(half + exponent)[:, None])
+            energy = np.ldexp(problem.energy, -2 * exponent)
+            scale_unit = np.ldexp(1.0, exponent - half)
+        else:
+            scale_unit = problem.fixed_scales
+            cross = np.ldexp(cross, -2 * half) / scale_unit[:, None]
+            target_unit = np.ldexp(scale_unit, half)
+            energy = problem.energy / target_unit / target_unit
+        weights = problem.weights
+        dead_codes = np.where(dead_pull != 0, signs(dead_pull), 1).astype(np.int8)
+        magnitude = None
+        if weights is not None:
+            dead_codes = np.where(dead_pull != 0, dead_codes, signs(weights[~live]))
+            weights = np.ascontiguousarray(weights.T) / scale_unit[:, None]
+            magnitude = np.abs(weights).mean(axis=1)
+            weights = weights[:, live]
+        return cls(
+            gram=np.ascontiguousarray(np.ldexp(gram, -2 * half)),
+            cross=np.ascontiguousarray(cross),
+            energy=energy,
+            free=problem.free_scale,
+            live=live,
+            dead_codes=dead_codes.astype(np.int8),
+            known_weights=weights,
+            known_magnitude=magnitude,
+            scale_unit=scale_unit,
+            loss_unit=target_unit,
+        )
+
+    @cached_property
+    def spectrum(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues (ascending) and eigenvectors of the Gram matrix."""
+        return linalg.eigh(self.gram, driver="evd")
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """W, or the minimum-norm least-squares solution, (T, S')."""
+        if self.known_weights is not None:
+            return self.known_weights
+        values, vectors = self.spectrum
+        kept = np.abs(values) > len(values) * np.finfo(float).eps * np.abs(values).max(initial=0.0)
+        return (self.cross @ vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+
+    @property
+    def mean_magnitude(self) -> np.ndarray:
+        """mean |W| over all inputs, dead ones too, (T,)."""
+        if self.known_magnitude is not None:
+            return self.known_magnitude
+        return np.abs(self.weights).sum(axis=1) / len(self.live)
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """The signs of `weights`, (T, S') int8."""
+        return signs(self.weights)
+
+    def restore(self, codes: np.ndarray) -> np.ndarray:
+        """Codes (T, S') of the live inputs as codes (S, T) of the whole problem."""
+        whole = np.empty((len(self.live), len(codes)), dtype=np.int8)
+        whole[self.live] = codes.T
+        whole[~self.live] = self.dead_codes
+        return whole
+
+
+def signs(values: np.ndarray) -> np.ndarray:
+    """int8 signs, where zero counts as +1: never 0.
+
+    >>> signs(np.array([-2.0, 0.0, 3.0]))
+    array([-1,  1,  1], dtype=int8)
+    """
+    return np.where(values < 0, -1, 1).astype(np.int8)

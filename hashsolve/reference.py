@@ -1,0 +1,104 @@
+"""Slow, readable NumPy twins of every kernel, and brute force; `hashsolve.verify` uses them.
+
+Twins share name and signature with their kernels, change the same arrays, and compute each
+quantity afresh from its definition where the kernel keeps it up to date.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hashsolve.problem import Problem
+
+
+def correlations(gram, codes, h) -> None:
+    """h[t] = gram @ codes[t]."""
+    h[:] = codes @ gram
+
+
+def products(cross, codes, h, p, q) -> None:
+    """p[t] = cross[t] · codes[t] and q[t] = codes[t] · h[t]."""
+    p[:] = (cross * codes).sum(axis=1)
+    q[:] = (codes * h).sum(axis=1)
+
+
+def dcc_sweep(gram, cross, codes, h, scales, active, flips) -> None:
+    """One cyclic sweep at fixed scales (BWNH, eq. 9): b_j = sgn(c_j − α Σ_{k≠j} H_jk b_k)."""
+    others = gram - np.diag(np.diagonal(gram))
+    flips[:] = 0
+    for t in np.flatnonzero(active):
+        for j in range(len(gram)):
+            best = np.sign(cross[t, j] - scales[t] * others[j] @ codes[t])
+            if best == -codes[t, j]:
+                codes[t, j] = best
+                flips[t] += 1
+    correlations(gram, codes, h)
+
+
+def one_flip_sweep(gram, free, tolerance, cross, codes, h, p, q, active, flips) -> None:
+    """One cyclic sweep that makes every flip that lowers the loss by more than rounding."""
+
+    def value(b):
+        p, q = cross[t] @ b, b @ gram @ b
+        return (-p * p / q if q > tolerance else 0.0) if free else q - 2 * p
+
+    flips[:] = 0
+    for t in np.flatnonzero(active):
+        for j in range(len(gram)):
+            flipped = codes[t].copy()
+            flipped[j] *= -1
+            size = abs(value(codes[t])) if free else abs(q[t]) + 2 * abs(p[t])
+            if value(codes[t]) - value(flipped) > tolerance * size:
+                codes[t] = flipped
+                flips[t] += 1
+                p[t], q[t] = cross[t] @ flipped, flipped @ gram @ flipped
+    correlations(gram, codes, h)
+
+
+def best_scales(problem: Problem, codes: np.ndarray) -> np.ndarray:
+    """α* = cᵀb / bᵀHb of each column (BWNH, eq. 6), 0 where bᵀHb is 0; or the fixed scales."""
+    if not problem.free_scale:
+        return problem.fixed_scales
+    b = codes.astype(np.longdouble)
+    p = (problem.cross * b).sum(axis=0)
+    q = (b * (problem.gram @ b)).sum(axis=0)
+    return np.divide(p, q, out=np.zeros_like(p), where=q > 0).astype(float)
+
+
+def loss(problem: Problem, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """e − 2α cᵀb + α² bᵀHb of each column, accumulated in extended precision, (T,)."""
+    u = codes.astype(np.longdouble) * scales
+    return (
+        problem.energy - 2 * (problem.cross * u).sum(0) + (u * (problem.gram @ u)).sum(0)
+    ).astype(float)
+
+
+def explicit_loss(
+    inputs: np.ndarray, target: np.ndarray, codes: np.ndarray, scales: np.ndarray
+) -> np.ndarray:
+    """‖Y − X̂ᵀBA‖² of each column, from the arrays themselves, (T,)."""
+    return ((target - inputs.T @ (codes * scales)) ** 2).sum(axis=0)
+
+
+def all_codes(size: int) -> np.ndarray:
+    """All 2^S codes, (S, 2^S)."""
+    counts = np.arange(2**size)
+    return (2 * ((counts >> np.arange(size)[:, None]) & 1) - 1).astype(np.int8)
+
+
+def brute_force(problem: Problem) -> np.ndarray:
+    """The smallest loss of each column over all 2^S codes and all scales, (T,); S <= 20."""
+    if problem.inputs > 20:
+        raise ValueError(f"brute force takes S <= 20, got {problem.inputs}")
+    codes = all_codes(problem.inputs).astype(float)
+    q = (codes * (problem.gram @ codes)).sum(axis=0)
+    best = np.empty(problem.columns)
+    for t in range(problem.columns):
+        p = problem.cross[:, t] @ codes
+        if problem.free_scale:
+            gains = np.divide(p * p, q, out=np.zeros_like(p), where=q > 1e-12 * q.max())
+        else:
+            scale = problem.fixed_scales[t]
+            gains = 2 * scale * p - scale**2 * q
+        best[t] = problem.energy[t] - gains.max()
+    return best

@@ -1,0 +1,133 @@
+"""RunFolder: what a binarisation keeps on disk, and what it takes up again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from hashsolve.files import atomic, sha256, write_json
+from hashsolve.problem import Problem
+from hashsolve.solution import Solution
+
+FORMAT = 1
+
+
+class RunFolder:
+    """A run's folder.
+
+    ``manifest.json`` holds the fingerprints of weights, calibration, geometry and settings;
+    ``layers/NAME.problem.h5`` a layer's sums (one HDF5 group a convolution group, where there
+    are several); ``layers/NAME.solution.h5`` its codes and scales; ``report.json`` and
+    ``report.csv`` the report. Every file appears whole or not at all, the solution last.
+    """
+
+    def __init__(self, path: str | PathLike):
+        self.path = Path(path)
+        self.layers = self.path / "layers"
+        self.activations = self.path / "activations"
+
+    def begin(self, fingerprints: dict[str, str], settings: dict[str, Any], resume: bool) -> None:
+        """Make the folder, or check that it holds the same run.
+
+        Raises
+        ------
+        ValueError
+            Where the folder holds something else, or a run with other fingerprints; it says
+            which differ.
+        """
+        manifest = self.path / "manifest.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path}: not a folder")
+        if manifest.exists():
+            if resume:
+                self._check(self._read(manifest), fingerprints)
+            else:
+                for old in (self.layers, self.activations):
+                    shutil.rmtree(old, ignore_errors=True)
+                for name in ("report.json", "report.csv", "manifest.json"):
+                    (self.path / name).unlink(missing_ok=True)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(f"{self.path}: neither empty nor a run folder; name another run_dir")
+        for folder in (self.path, self.layers, self.activations):
+            folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.path.glob("**/.*.part"):  # what a killed writer left
+            stale.unlink()
+        if not manifest.exists():
+            write_json(
+                manifest, {"format": FORMAT, "fingerprints": fingerprints, "settings": settings}
+            )
+
+    def _read(self, manifest: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(manifest.read_text())
+            if found["format"] == FORMAT and isinstance(found["fingerprints"], dict):
+                return found
+            why = f"format {found['format']}, this version reads {FORMAT}"
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"damaged ({error})"
+        raise ValueError(f"{manifest}: {why}; use another run_dir or resume=False to start over")
+
+    def _check(self, found: dict[str, Any], fingerprints: dict[str, str]) -> None:
+        differ = [k for k, v in fingerprints.items() if found["fingerprints"].get(k) != v]
+        if differ:
+            raise ValueError(
+                f"{self.path}: holds a run with other {' and '.join(differ)}; use another run_dir, "
+                "or resume=False to start over"
+            )
+
+    def problem_path(self, layer: str) -> Path:
+        """Where a layer's sums are."""
+        return self.layers / f"{_safe(layer)}.problem.h5"
+
+    def solution_path(self, layer: str) -> Path:
+        """Where a layer's codes and scales are."""
+        return self.layers / f"{_safe(layer)}.solution.h5"
+
+    def activations_path(self, layer: str) -> Path:
+        """Where a layer's cached activations are, while they are."""
+        return self.activations / f"{_safe(layer)}.h5"
+
+    def save_layer(
+        self, layer: str, problems: list[Problem | None], solution: Solution, extra: dict[str, Any]
+    ) -> None:
+        """Write a finished layer: its problems, then its solution, which makes it count."""
+        with atomic(self.problem_path(layer)) as part, h5py.File(part, "w", locking=False) as file:
+            for group, problem in enumerate(problems):
+                if problem is not None:
+                    node = file if len(problems) == 1 else file.create_group(f"group{group}")
+                    problem.write(node)
+        path = self.solution_path(layer)
+        with atomic(path) as part, h5py.File(part, "w", locking=False) as file:
+            solution.write(file)
+            file.attrs["problem_sha256"] = sha256(self.problem_path(layer))
+            file.attrs["layer"] = json.dumps(extra)
+
+    def load_layer(self, layer: str, prefix: str) -> tuple[Solution, dict[str, Any]] | str:
+        """A finished layer whose earlier layers had the codes ``prefix``; else why there is none.
+
+        An empty answer means that the layer has not been done; other text says what is damaged.
+        """
+        path, problem = self.solution_path(layer), self.problem_path(layer)
+        if not path.exists():
+            return ""
+        try:
+            solution = Solution.load(path)
+            with h5py.File(path, "r", locking="best-effort") as file:
+                recorded, extra = file.attrs["problem_sha256"], json.loads(file.attrs["layer"])
+        except (ValueError, KeyError, OSError) as error:
+            return str(error)
+        if not problem.exists() or sha256(problem) != recorded:
+            return f"{problem}: missing or damaged"
+        if extra["prefix"] != prefix:
+            return f"{path}: earlier layers have been done anew since"
+        return solution, extra
+
+
+def _safe(layer: str) -> str:
+    """A layer's name as a file name that cannot leave the folder."""
+    return layer.replace("/", "%2F").lstrip(".") or "layer"

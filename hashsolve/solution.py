@@ -1,0 +1,190 @@
+"""Solution and Status: what a solver found, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from os import PathLike
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from hashsolve.files import atomic, digest, open_h5
+from hashsolve.packing import read_packed, write_packed
+
+OPTIMAL_TOLERANCE = 1e-9
+"""A column is proven optimal when loss − lower bound is at most this share of its energy."""
+
+
+class Status(Enum):
+    """How a solve ended; the value says what to do about it."""
+
+    DONE = "the method ran to its end"
+    FIXPOINT = "no further step of the method changes any bit"
+    OPTIMAL = "every column is proven optimal"
+    SWEEP_LIMIT = (
+        "stopped at the effort's sweep limit before a fixpoint; use a higher effort to go on"
+    )
+    TIME_LIMIT = (
+        "stopped by time_limit, so the result may differ from run to run; raise it, or lower effort"
+    )
+    STOPPED = "stopped by the callback"
+
+
+class Sweep(NamedTuple):
+    """One step of a method's history: Σloss after it (in the problem's units), bits flipped."""
+
+    loss: float
+    flips: int
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Codes and scales with their loss, and a bound on the best possible loss.
+
+    Attributes
+    ----------
+    codes : int8 array (S, T)
+        B, entries −1 and +1.
+    scales : float64 array (T,)
+        The diagonal of A, >= 0.
+    loss : float64 array (T,)
+        e − 2α cᵀb + α² bᵀHb, recomputed from the final codes and scales.
+    energy : float64 array (T,)
+        ‖Y_t‖² of the problem.
+    lower_bound : float64 array (T,)
+        No codes and scale whatever have a smaller loss; ``bound_name`` says how it was found.
+    status : Status
+    method : str
+    sweeps : int
+        Sweeps (or stages) made over the columns.
+    history : tuple of Sweep
+        The start, then one entry a sweep.
+    seed : int
+    wall_time : float
+        Seconds.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    loss: np.ndarray
+    energy: np.ndarray
+    lower_bound: np.ndarray
+    status: Status = Status.DONE
+    method: str = ""
+    bound_name: str = ""
+    sweeps: int = 0
+    history: tuple[Sweep, ...] = field(default=(), repr=False)
+    seed: int = 0
+    wall_time: float = 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """Σloss / Σenergy; NaN for a quadratic programme, which has no energy."""
+        total = float(self.energy.sum())
+        return float(self.loss.sum()) / total if total > 0 else float("nan")
+
+    @property
+    def gap(self) -> np.ndarray:
+        """(loss − lower bound) / |loss| per column; 0 where nothing is left to gain."""
+        slack = np.maximum(self.loss - self.lower_bound, 0.0)
+        slack[self.optimal] = 0.0
+        return np.divide(slack, np.abs(self.loss), out=np.zeros_like(slack), where=slack > 0)
+
+    @property
+    def optimal(self) -> np.ndarray:
+        """Which columns are proven optimal, to `OPTIMAL_TOLERANCE` of their energy."""
+        unit = np.maximum(self.energy, np.abs(self.loss))
+        return self.loss - self.lower_bound <= OPTIMAL_TOLERANCE * unit
+
+    @property
+    def message(self) -> str:
+        """What the status means, and what to do about it."""
+        return self.status.value
+
+    @property
+    def codes_sha256(self) -> str:
+        """A fingerprint of the codes, one column (filter) after the other."""
+        return digest(np.ascontiguousarray(self.codes.T))
+
+    def __repr__(self) -> str:
+        size, columns = self.codes.shape
+        quality = (
+            f"relative error {self.relative_error:.4g}"
+            if self.energy.any()
+            else f"loss {self.loss.sum():.6g}"
+        )
+        return (
+            f"Solution({self.method}, S={size}, T={columns}, {quality}, "
+            f"{int(self.optimal.sum())} of {columns} proven optimal, {self.status.name})"
+        )
+
+    @classmethod
+    def join(cls, parts: list[Solution]) -> Solution:
+        """The columns of several solutions of equal fan-in side by side (a layer's groups)."""
+        if len(parts) == 1:
+            return parts[0]
+        worst = max(parts, key=lambda part: list(Status).index(part.status))
+        return cls(
+            codes=np.concatenate([part.codes for part in parts], axis=1),
+            **{
+                name: np.concatenate([getattr(part, name) for part in parts])
+                for name in ("scales", "loss", "energy", "lower_bound")
+            },
+            status=worst.status,
+            method=parts[0].method,
+            bound_name=worst.bound_name,
+            sweeps=max(part.sweeps for part in parts),
+            seed=parts[0].seed,
+            wall_time=sum(part.wall_time for part in parts),
+        )
+
+    _ARRAYS = ("scales", "loss", "energy", "lower_bound")
+    _TEXT = ("method", "bound_name")
+    _NUMBERS = ("sweeps", "seed", "wall_time")
+
+    def write(self, file: h5py.Group) -> None:
+        """Write the solution into an open HDF5 group; codes take one bit each."""
+        write_packed(file, "codes", self.codes)
+        for name in self._ARRAYS:
+            file.create_dataset(name, data=getattr(self, name), fletcher32=True)
+        file.create_dataset("history", data=np.array(self.history).reshape(-1, 2))
+        for name in self._TEXT + self._NUMBERS:
+            file.attrs[name] = getattr(self, name)
+        file.attrs["status"] = self.status.name
+        file.attrs["sha256"] = self._fingerprint()
+
+    def save(self, path: str | PathLike) -> None:
+        """Write the solution to an HDF5 file; the file appears whole or not at all."""
+        with atomic(path) as part, h5py.File(part, "w", locking=False) as file:
+            self.write(file)
+
+    @classmethod
+    def load(cls, path: str | PathLike) -> Solution:
+        """Read a solution.
+
+        Raises
+        ------
+        ValueError
+            Where the file is damaged or is not a solution; it names the file.
+        """
+        with open_h5(path) as file:
+            if "codes" not in file or "status" not in file.attrs:
+                raise ValueError(f"{path}: not a solution file; it holds {sorted(file)}")
+            history = tuple(Sweep(float(loss), int(flips)) for loss, flips in file["history"][()])
+            solution = cls(
+                codes=read_packed(file["codes"], str(path)),
+                **{name: file[name][()] for name in cls._ARRAYS},
+                **{name: str(file.attrs[name]) for name in cls._TEXT},
+                **{name: file.attrs[name].item() for name in cls._NUMBERS},
+                status=Status[file.attrs["status"]],
+                history=history,
+            )
+            if solution._fingerprint() != file.attrs["sha256"]:
+                raise ValueError(f"{path}: damaged: its contents do not match its SHA-256")
+            return solution
+
+    def _fingerprint(self) -> str:
+        kept = [getattr(self, f.name) for f in fields(self) if f.name in ("codes", *self._ARRAYS)]
+        return digest(*kept)

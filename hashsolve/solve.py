@@ -1,0 +1,157 @@
+"""solve: validate, dispatch to a method, restart, and state the result in the problem's units."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hashsolve import checks
+from hashsolve.bounds import lower_bound
+from hashsolve.control import EFFORTS, Control
+from hashsolve.instance import Instance
+from hashsolve.methods import METHODS, Method
+from hashsolve.methods.outcome import Outcome
+from hashsolve.problem import Problem
+from hashsolve.solution import Solution, Status, Sweep
+from hashsolve.state import State
+
+_RESTARTS = 8  # perturbed starts of effort="thorough"
+_PERTURBED = 0.1  # share of the bits a perturbed start flips
+
+
+def solve(
+    problem: Problem,
+    method: str = "auto",
+    effort: str = "default",
+    seed: int = 0,
+    time_limit: float | None = None,
+    init: Any = None,
+    callback: Callable[[Sweep], Any] | None = None,
+    *,
+    threads: int | None = None,
+) -> Solution:
+    """Solve a hashing problem: min ‖Y − X̂ᵀBA‖² over codes B and scales A.
+
+    Parameters
+    ----------
+    problem : Problem
+    method : {"auto", "sign", "dcc", "one_flip"}
+        "sign" is BWN (sign(W), mean |W|), "dcc" the method of BWNH, "one_flip" descends on the
+        loss with the scale profiled out, "auto" combines what there is.
+    effort : {"fast", "default", "thorough"}
+        A budget of counted work, so that the answer is reproducible. "thorough" also restarts
+        descent methods from perturbed starts.
+    seed : int
+        Of the perturbed starts. One seed gives one bit-identical answer, for any ``threads``.
+    time_limit : float, optional
+        Seconds after which to stop with the best so far; the status then says so.
+    init : array (S, T) or Solution, optional
+        Codes to start from instead of sign(W).
+    callback : callable, optional
+        Called with each `Sweep` (loss, flips); return true to stop.
+    threads : int, optional
+        Threads that share the columns; all cores where not given.
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    ValueError
+        For an unknown method or effort, or an ``init`` that does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, hashsolve as hs
+    >>> rng = np.random.default_rng(0)
+    >>> X, W = rng.normal(size=(16, 500)), rng.normal(size=(16, 4))
+    >>> problem = hs.Problem.from_arrays(X, W)
+    >>> bwn, bwnh = hs.solve(problem, "sign"), hs.solve(problem, "dcc")
+    >>> bool((bwnh.loss <= bwn.loss).all()), bwnh.status.name
+    (True, 'FIXPOINT')
+    """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem: expected a hashsolve.Problem, got a {type(problem).__name__}")
+    chosen = METHODS[checks.choice(method, "method", METHODS)]
+    checks.choice(effort, "effort", EFFORTS)
+    if time_limit is not None and not time_limit > 0:
+        raise ValueError(f"time_limit: must be > 0 seconds, got {time_limit!r}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: must be >= 1, got {threads!r}")
+    begun = time.perf_counter()
+    instance = Instance.of(problem)
+    start = instance.start if init is None else _start(init, problem)[instance.live].T
+    start = np.ascontiguousarray(start)
+    with Control(effort, seed, time_limit, callback, threads) as control:
+        outcome = _search(chosen, instance, start, control)
+        # what is reported is computed afresh from the codes and scales themselves
+        state = State(instance, outcome.codes, control)
+        scales = outcome.scales
+        loss = state.loss(scales)
+    # what rounding alone can put below zero is zero; more would show inconsistent sums
+    noise = 1e-12 * (np.abs(instance.energy) + scales**2 * np.abs(state.q))
+    if instance.free:
+        loss[(loss < 0) & (loss > -noise)] = 0.0
+    bound, bound_name = lower_bound(instance)
+    bound = np.minimum(bound, loss)
+    unit = instance.loss_unit
+    codes = instance.restore(state.codes)
+    solution = Solution(
+        codes=codes,
+        scales=scales * instance.scale_unit,
+        loss=loss * unit * unit,
+        energy=problem.energy.copy(),
+        lower_bound=bound * unit * unit,
+        status=outcome.status,
+        method=method,
+        bound_name=bound_name,
+        sweeps=max(len(control.history) - 1, 0),
+        history=tuple(control.history),
+        seed=seed,
+        wall_time=time.perf_counter() - begun,
+    )
+    return solution
+
+
+def _search(method: Method, instance: Instance, start: np.ndarray, control: Control) -> Outcome:
+    """Run a method from its start and, if thorough, from perturbed ones; keep the best columns."""
+    begin = State(instance, start, control)
+    best = method.run(instance, start, control)
+    if method.promise == "valid":
+        return best
+    # no column may end above its start
+    best = _better(instance, Outcome(begin.codes, begin.scales, best.status), best, control)
+    if not method.restarts or control.effort != "thorough":
+        return best
+    random = np.random.default_rng(control.seed)
+    for _ in range(_RESTARTS):
+        if best.status in (Status.TIME_LIMIT, Status.STOPPED):
+            break
+        # one mask for all columns: the answer does not depend on the order of columns
+        flip = np.where(random.random(start.shape[1]) < _PERTURBED, -1, 1).astype(np.int8)
+        again = method.run(instance, best.codes * flip, control)
+        best = _better(instance, best, again, control)
+    return best
+
+
+def _better(instance: Instance, a: Outcome, b: Outcome, control: Control) -> Outcome:
+    """Column by column the one with the smaller loss; ``b`` where they are equal."""
+    loss_a, loss_b = (State(instance, o.codes, control).loss(o.scales) for o in (a, b))
+    keep = loss_a < loss_b
+    codes = np.where(keep[:, None], a.codes, b.codes)
+    return Outcome(codes, np.where(keep, a.scales, b.scales), b.status)
+
+
+def _start(init: Any, problem: Problem) -> np.ndarray:
+    codes = checks.matrix(getattr(init, "codes", init), "init", (1, 2))
+    codes = codes.reshape(len(codes), -1)
+    if codes.shape != (problem.inputs, problem.columns):
+        shape = (problem.inputs, problem.columns)
+        raise ValueError(f"init: must be codes of shape (S, T) = {shape}, got {codes.shape}")
+    if not (np.abs(codes) == 1).all():
+        raise ValueError("init: entries must be -1 or +1")
+    return codes.astype(np.int8)

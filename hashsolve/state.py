@@ -1,0 +1,47 @@
+"""State: codes with the products that descent methods keep beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hashsolve.control import Control
+from hashsolve.instance import Instance
+from hashsolve.kernels.products import correlations, products
+
+
+class State:
+    """Codes (T, S) with h = Hb (T, S), p = cᵀb (T,) and q = bᵀHb (T,)."""
+
+    def __init__(self, instance: Instance, codes: np.ndarray, control: Control):
+        self.instance = instance
+        self.control = control
+        self.codes = codes.copy()
+        self.h = np.empty(codes.shape)
+        self.p = np.empty(len(codes))
+        self.q = np.empty(len(codes))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Compute h, p and q afresh from the codes: kernels update h by adding, which drifts."""
+        self.control.columns(correlations, (self.instance.gram,), (self.codes, self.h))
+        self.products()
+        if self.instance.free:  # canonical sign: the best scale is >= 0
+            negative = self.p < 0
+            for values in (self.codes, self.h, self.p):
+                values[negative] *= -1
+
+    def products(self) -> None:
+        """Compute p and q from the codes and h."""
+        rows = (self.instance.cross, self.codes, self.h, self.p, self.q)
+        self.control.columns(products, (), rows)
+
+    @property
+    def scales(self) -> np.ndarray:
+        """The best scale of each column: α = cᵀb / bᵀHb, 0 where that vanishes; or 1, if fixed."""
+        if not self.instance.free:
+            return np.ones_like(self.p)
+        return np.divide(self.p, self.q, out=np.zeros_like(self.p), where=self.q > 0)
+
+    def loss(self, scales: np.ndarray) -> np.ndarray:
+        """e − 2α cᵀb + α² bᵀHb of each column."""
+        return self.instance.energy - 2 * scales * self.p + scales**2 * self.q

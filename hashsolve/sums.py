@@ -1,0 +1,134 @@
+"""Raw float64 sums over rows: all that is ever kept of activations and targets."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg.blas import dsyrk
+
+from hashsolve.checks import finite
+
+MAX_BLOCK_ROWS = 8192
+SMALLEST_SQUARE = 1e-305
+"""Sums of squares below this have lost digits to underflow."""
+_BLOCK_BYTES = 64 * 2**20
+
+
+def block_rows(inputs: int) -> int:
+    """Rows summed at a time for a fan-in of ``inputs``: a fixed cut, so that sums never
+    depend on how rows arrive, and bounded (64 MB of float64 where that leaves 256 rows)."""
+    return max(256, min(MAX_BLOCK_ROWS, _BLOCK_BYTES // (8 * max(inputs, 1))))
+
+
+class Sums:
+    """Sums H = X̂X̂ᵀ, C = X̂Y, e = ΣY² (and ΣX̂, ΣY) over rows that arrive in any batches.
+
+    Rows are re-cut into fixed blocks before they are added, so the result does not depend on
+    the batches. Without targets (``targets=0``) only H and ΣX̂ are summed: enough where
+    Y = X̂ᵀW, because then C = HW.
+
+    Parameters
+    ----------
+    inputs : int
+        Fan-in S.
+    targets : int
+        Number of filters T, or 0.
+    name : str
+        What the rows belong to, for error messages.
+    """
+
+    def __init__(self, inputs: int, targets: int = 0, name: str = "problem"):
+        self.name = name
+        self.rows = 0
+        self.input_sum = np.zeros(inputs)
+        self.target_sum = np.zeros(targets)
+        self.cross = np.zeros((inputs, targets))
+        self.energy = np.zeros(targets)
+        self.input_peak = 0.0
+        self.target_peak = np.zeros(targets)
+        self._upper = np.zeros((inputs, inputs), order="F")
+        self._block_rows = block_rows(inputs)
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []
+        self._pending_rows = 0
+
+    @property
+    def gram(self) -> np.ndarray:
+        """H (S, S), both triangles, of the rows added in full blocks so far."""
+        return np.triu(self._upper) + np.triu(self._upper, 1).T
+
+    def add(self, inputs: np.ndarray, targets: np.ndarray | None = None) -> None:
+        """Add rows: ``inputs`` (S, n), ``targets`` (T, n); any n."""
+        if targets is None:
+            targets = np.zeros((0, inputs.shape[1]))
+        start = 0
+        while start < inputs.shape[1]:
+            stop = start + self._block_rows - self._pending_rows
+            piece = inputs[:, start:stop], targets[:, start:stop]
+            if self._pending_rows == 0 and piece[0].shape[1] == self._block_rows:
+                self.add_block(*piece)
+            else:
+                self._pending.append((piece[0].copy(), piece[1].copy()))
+                self._pending_rows += piece[0].shape[1]
+                if self._pending_rows == self._block_rows:
+                    self._flush()
+            start = stop
+
+    def add_block(self, inputs: np.ndarray, targets: np.ndarray | None = None) -> None:
+        """Add one block as it is, for callers whose blocks are fixed already."""
+        x = np.ascontiguousarray(inputs, dtype=np.float64)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            # x is C-ordered, so x.T is Fortran-ordered and BLAS copies nothing
+            self._upper = dsyrk(1.0, x.T, beta=1.0, c=self._upper, trans=1, overwrite_c=1)
+            self.input_sum += _row_sums(x, f"{self.name}: inputs")
+            if np.diagonal(self._upper).max() < SMALLEST_SQUARE:
+                self.input_peak = max(self.input_peak, np.abs(x).max(initial=0.0))
+            if self.energy.size:
+                y = np.ascontiguousarray(targets, dtype=np.float64)
+                self.cross += x @ y.T
+                self.target_sum += _row_sums(y, f"{self.name}: targets")
+                self.energy += np.einsum("tn,tn->t", y, y)
+                small = self.energy < SMALLEST_SQUARE
+                self.target_peak[small] = np.maximum(
+                    self.target_peak[small], np.abs(y[small]).max(axis=1, initial=0.0)
+                )
+        self.rows += x.shape[1]
+
+    def _flush(self) -> None:
+        if self._pending:
+            inputs = np.concatenate([x for x, _ in self._pending], axis=1)
+            targets = np.concatenate([y for _, y in self._pending], axis=1)
+            self._pending, self._pending_rows = [], 0
+            self.add_block(inputs, targets)
+
+    def finish(self) -> Sums:
+        """Add what is left of the last block; check that nothing over- or underflowed.
+
+        Raises
+        ------
+        ValueError
+            If no row was added, or if sums left the range of float64.
+        """
+        self._flush()
+        if self.rows == 0:
+            raise ValueError(f"{self.name}: no rows were summed: the inputs are empty")
+        peak = np.diagonal(self._upper).max()
+        in_range("inputs", self.name, self.input_peak, peak)
+        for t in range(len(self.energy)):
+            in_range(f"target column {t}", self.name, self.target_peak[t], self.energy[t])
+        return self
+
+
+def _row_sums(values: np.ndarray, name: str) -> np.ndarray:
+    """Σ over columns; a ValueError names the first entry that is not finite."""
+    total = values.sum(axis=1)
+    if not np.isfinite(total).all():
+        finite(values, name)
+    return total
+
+
+def in_range(what: str, name: str, peak: float, total: float) -> None:
+    """Refuse a sum of squares that over- or underflowed float64."""
+    if not np.isfinite(total) or (peak > 0 and total < SMALLEST_SQUARE):
+        raise ValueError(
+            f"{name}: {what}: the sum of squares ({total:.3g}) leaves the range of float64; "
+            "multiply by a power of two that brings the values near 1"
+        )
