@@ -24,7 +24,7 @@ class Method:
     ----------
     run : callable
     promise : str
-        The level of `hashsolve.verify.LEVELS` that its result meets.
+        The level of `hashsolve.certificate.LEVELS` that its result meets.
     restarts : bool
         Whether ``effort="thorough"`` runs it from perturbed starts too.
     """

@@ -35,7 +35,7 @@ from hashsolve.reference import best_scales, loss
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
 from hashsolve.solution import Solution
-from hashsolve.solve import solve
+from hashsolve.solver import solve
 from hashsolve.sums import Sums
 
 PROPAGATIONS = ("asym", "symfp", "symqt")
