@@ -31,7 +31,6 @@ from hashsolve.instance import signs
 from hashsolve.methods import METHODS
 from hashsolve.network import Layer, Network, select
 from hashsolve.problem import Problem
-from hashsolve.reference import best_scales, loss
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
 from hashsolve.solution import Solution
@@ -297,7 +296,7 @@ def _do_layer(
     sign_loss = 0.0
     for problem, part, w in zip(problems, parts, weights, strict=True):
         if problem is not None:
-            sign_loss += loss(problem, signs(w), np.abs(w).mean(axis=0)).sum()
+            sign_loss += problem.loss(signs(w), np.abs(w).mean(axis=0)).sum()
             if method != "sign":
                 _not_worse_than_sign(problem, part)
     row = _row(layer, sums[0].rows, solution, sign_loss, weights, time.perf_counter() - begun)
@@ -328,8 +327,7 @@ def _without_data(sums: Sums, weights: np.ndarray) -> Solution:
 
 
 def _not_worse_than_sign(problem: Problem, solution: Solution) -> None:
-    codes = signs(problem.weights)
-    limit = loss(problem, codes, best_scales(problem, codes))
+    limit = problem.loss(signs(problem.weights))
     worse = solution.loss > limit + 1e-9 * problem.energy
     if worse.any():
         t = int(np.argmax(worse))

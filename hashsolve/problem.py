@@ -268,6 +268,49 @@ class Problem:
         """Whether scales are found by the solver."""
         return self.fixed_scales is None
 
+    def best_scales(self, codes: np.ndarray) -> np.ndarray:
+        """α* = cᵀb / bᵀHb of each column (BWNH, eq. 6), 0 where bᵀHb is 0; or the fixed scales.
+
+        Parameters
+        ----------
+        codes : array (S, T)
+
+        Returns
+        -------
+        array (T,)
+            Negative where the codes of a column point away from its target.
+        """
+        if self.fixed_scales is not None:
+            return self.fixed_scales.copy()
+        b = np.asarray(codes, dtype=float)
+        q = np.einsum("st,st->t", b, self.gram @ b)
+        p = np.einsum("st,st->t", b, self.cross)
+        return np.divide(p, q, out=np.zeros_like(p), where=q > 0)
+
+    def loss(self, codes: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
+        """‖Y_t − X̂ᵀb_t α_t‖² of each column, for any codes; at the best scales by default.
+
+        Parameters
+        ----------
+        codes : array (S, T)
+        scales : array (T,), optional
+
+        Returns
+        -------
+        array (T,)
+
+        Examples
+        --------
+        >>> import numpy as np, hashsolve as hs
+        >>> p = hs.Problem(gram=np.eye(2), cross=[[1.0], [-2.0]], energy=[5.0])
+        >>> p.loss(np.array([[1], [-1]])), p.loss(np.array([[1], [-1]]), np.array([1.0]))
+        (array([0.5]), array([1.]))
+        """
+        u = np.asarray(codes, dtype=float)
+        u = u * (self.best_scales(u) if scales is None else scales)
+        quadratic = np.einsum("st,st->t", u, self.gram @ u)
+        return self.energy - 2 * np.einsum("st,st->t", u, self.cross) + quadratic
+
     def __repr__(self) -> str:
         name = "" if self.name == "problem" else f"{self.name!r}, "
         fixed = "" if self.free_scale else ", fixed scales"
