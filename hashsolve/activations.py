@@ -61,7 +61,7 @@ def write_activations(
             for stream, maps in batch.items():
                 at = f"{name}: {stream} inputs"
                 maps = checks.finite(geometry.samples(np.asarray(maps)), at)
-                if np.abs(maps).max(initial=0) > limit:
+                if float(np.abs(maps).max(initial=0)) > limit:
                     raise ValueError(f"{at}: values above {limit:g} do not fit {dtype}")
                 if stream not in file:
                     if total:

@@ -164,7 +164,10 @@ def binarize(
     if first is None:
         raise ValueError("calibration: it holds no batches")
     layers = select(network.layers(first), skip)
-    data = digest(*calibration)
+    state = hashlib.sha256()
+    for batch in calibration:  # one at a time: they need not fit in memory
+        update(batch, state)
+    data = state.hexdigest()
     folder = RunFolder(run_dir)
     settings = {
         "method": method,
