@@ -8,18 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_glue.network import BATCH, _device, _forward, _to
+from torch_glue.network import batches_of, evaluating, run_batch, to_device
 
 
 def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> int:
     """Set the running mean and variance of every BatchNorm from data, in one pass.
 
+    Each gets the mean and the (unbiased) variance of all the values that reach it, as if they had
+    come in one batch: a smaller last batch counts for less. During the pass every BatchNorm
+    normalises by the batch at hand, as in training, so where one follows another its statistics
+    do depend on the batches: give batches as large as in training.
+
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place; its modes and momenta are left as found.
-    batches : tensor, or iterable of batches
-        As in `binarize`; labels are not used.
+        Only the statistics change, and only once all batches have been seen; a BatchNorm that no
+        batch reaches keeps its own. Everything but BatchNorm runs in eval mode.
+    batches : tensor, data set, or iterable of batches
+        As in `binarize`, but one pass is all that is needed; labels are not used.
 
     Returns
     -------
@@ -37,39 +43,46 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     >>> norm = torch.nn.BatchNorm1d(1)
     >>> torch_glue.recalibrate_batchnorm(norm, torch.tensor([[1.0], [3.0]]))
     1
-    >>> norm.running_mean
-    tensor([2.])
+    >>> norm.running_mean, norm.running_var
+    (tensor([2.]), tensor([2.]))
     """
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
     if not norms:
         raise ValueError("the model has no BatchNorm with running statistics")
-    if isinstance(batches, Tensor):
-        batches = batches.split(BATCH)
-    modes = {module: module.training for module in model.modules()}
-    kept = [{k: v.clone() for k, v in norm.state_dict().items()} for norm in norms]
-    momenta = [norm.momentum for norm in norms]
-    device = _device(model)
-    seen = 0
+    seen: dict[nn.Module, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in norms}
+
+    def observe(norm: nn.Module, args: tuple, kwargs: dict) -> None:
+        values = args[0] if args else kwargs["input"]
+        values = values if values.dtype == torch.float64 else values.float()
+        axes = [axis for axis in range(values.dim()) if axis != 1]
+        var, mean = torch.var_mean(values, dim=axes, correction=0)
+        rows = values.numel() // values.shape[1]
+        seen[norm].append((rows, mean.cpu().double(), var.cpu().double()))
+
+    count = 0
+    handles = [norm.register_forward_pre_hook(observe, with_kwargs=True) for norm in norms]
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over batches
-            norm.training = True
-        with torch.no_grad():
-            for batch in batches:
-                _forward(model, _to(batch, device))
-                seen += 1
-        if not seen:
-            raise ValueError("batches: it holds no batches")
-    except BaseException:
-        for norm, state in zip(norms, kept, strict=True):
-            norm.load_state_dict(state)
-        raise
+        with evaluating(model):
+            for norm in norms:
+                norm.training, norm.track_running_stats = True, False
+            for batch in batches_of(batches):
+                run_batch(model, to_device(batch, model))
+                count += 1
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
-    return len(norms)
+        for norm, handle in zip(norms, handles, strict=True):
+            norm.track_running_stats = True
+            handle.remove()
+    if not count:
+        raise ValueError("batches: it holds no batches")
+    reached = {norm: parts for norm, parts in seen.items() if parts}
+    with torch.no_grad():
+        for norm, parts in reached.items():
+            rows = torch.tensor([n for n, _, _ in parts], dtype=torch.float64)
+            means, variances = (torch.stack([part[i] for part in parts]) for i in (1, 2))
+            mean = rows @ means / rows.sum()
+            spread = rows @ (variances + (means - mean).square())
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(spread / (rows.sum() - 1))
+            norm.num_batches_tracked.fill_(len(parts))
+    return len(reached)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,23 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import data
 
 import hashsolve
 from hashsolve.files import update
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-BATCH = 64  # samples a forward pass, where images come as one tensor
+BATCH = 64  # at most so many samples a forward pass, where images do not come in batches
+_RANDOM = (data.RandomSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)
 
 
 @update.register
 def _(value: Tensor, state: Any) -> None:
-    value = value.detach().cpu().contiguous()
-    update(value.view(torch.uint8).numpy() if value.dim() else value.float().numpy(), state)
+    update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy(), state)
     update(f"{value.dtype}{tuple(value.shape)}", state)
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the layer whose input was wanted."""
+class _Reached(BaseException):
+    """Ends a forward pass at the layer whose input was wanted.
+
+    Not an Exception: a model that catches those, and hooks that run after those, must not see it.
+    """
 
 
 class TorchNetwork:
@@ -38,7 +43,8 @@ class TorchNetwork:
     device and the random state are left as found, also after an error.
 
     A module that one pass reaches twice, a weight that two modules share, and a module that is
-    never called are reported by `layers`; `hashsolve.binarize` refuses them unless skipped.
+    never called are reported by `layers`; `hashsolve.binarize` refuses them unless skipped. So it
+    does a weight that is computed from other tensors, as parametrizations and pruning leave it.
 
     Parameters
     ----------
@@ -60,7 +66,7 @@ class TorchNetwork:
 
     def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any] | None = None):
         self.model = model
-        self._forward = forward or _forward
+        self._forward = forward or run_batch
         self._modules = {
             name: module for name, module in model.named_modules() if isinstance(module, KINDS)
         }
@@ -72,29 +78,33 @@ class TorchNetwork:
         hooks = {name: (lambda *_, name=name: order.append(name)) for name in self._modules}
         self._run(batch, hooks)
         calls = Counter(order)
-        owners: dict[int, str] = {}
+        owners = {  # of each weight's memory; modules that are no layers (an embedding) come first
+            parameter.data_ptr(): name
+            for name, module in self.model.named_modules()
+            if name not in self._modules
+            for parameter in module.parameters(recurse=False)
+        }
         result = []
         for name in [*dict.fromkeys(order), *(n for n in self._modules if n not in calls)]:
             module = self._modules[name]
-            if nn.utils.parametrize.is_parametrized(module, "weight"):
-                raise ValueError(f"layer {name}: its weight is parametrized; remove that first")
-            owner = owners.setdefault(id(module.weight), name)
+            weight = module._parameters.get("weight")
+            owner = name if weight is None else owners.setdefault(weight.data_ptr(), name)
             result.append(
                 hashsolve.Layer(
                     name=name,
                     geometry=_geometry(module),
-                    shape=tuple(module.weight.shape),
+                    shape=_shape(module),
                     calls=calls[name],
                     shares=None if owner == name else owner,
-                    bits=8 * module.weight.element_size(),
+                    bits=8 * next(module.parameters()).element_size(),
                 )
             )
         return result
 
     def weight(self, name: str) -> np.ndarray:
         """The full-precision weight of a layer, float64."""
-        weight = self._original.get(name, self._modules[name].weight)
-        return weight.detach().to("cpu", torch.float64).numpy()
+        weight = self._original.get(name, self._parameter(name))
+        return weight.detach().to("cpu", torch.float64, copy=True).numpy()
 
     def layer_input(self, name: str, batch: Any, *, binarized: bool) -> np.ndarray:
         """The input of a layer for one batch; the pass ends there."""
@@ -102,7 +112,7 @@ class TorchNetwork:
 
         def catch(module: nn.Module, args: tuple, kwargs: dict) -> None:
             value = args[0] if args else kwargs["input"]
-            caught.append(_batched(value.detach(), module).cpu().numpy())
+            caught.append(_array(value, module))
             raise _Reached
 
         with self._weights(binarized):
@@ -113,19 +123,26 @@ class TorchNetwork:
 
     def write(self, name: str, weight: np.ndarray) -> None:
         """Replace a layer's weight, in place and in its own dtype."""
-        current = self._modules[name].weight
-        self._original.setdefault(name, current.detach().clone())
-        with torch.no_grad():
+        current = self._parameter(name)
+        with torch.inference_mode(current.is_inference()), torch.no_grad():
+            self._original.setdefault(name, current.detach().clone())
             current.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
 
     def state(self) -> dict[str, Any]:
-        """The full-precision state dict."""
+        """The full-precision parameters and the buffers, persistent or not."""
         with self._weights(binarized=False):
-            return {
-                name: value.clone()
-                for name, value in self.model.state_dict().items()
-                if isinstance(value, Tensor)
-            }
+            tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+            return {name: value.detach().clone() for name, value in tensors}
+
+    def _parameter(self, name: str) -> Tensor:
+        """A layer's weight, as long as it is one that can be written."""
+        weight = self._modules[name]._parameters.get("weight")
+        if weight is None:
+            raise ValueError(
+                f"layer {name}: its weight is computed from other tensors (a parametrization, "
+                "weight_norm, pruning): remove that first, or add it to skip"
+            )
+        return weight
 
     @contextmanager
     def _weights(self, binarized: bool) -> Iterator[None]:
@@ -144,24 +161,18 @@ class TorchNetwork:
 
     def _run(self, batch: Any, hooks: dict[str, Callable]) -> None:
         """One forward pass with pre-hooks on some layers; everything is left as found."""
-        modes = {module: module.training for module in self.model.modules()}
-        cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        handles = []
-        try:
-            for name, hook in hooks.items():
-                handles.append(
-                    self._modules[name].register_forward_pre_hook(hook, with_kwargs=True)
-                )
-            with torch.random.fork_rng(devices=cuda), torch.no_grad():
-                self.model.eval()
-                self._forward(self.model, _to(batch, _device(self.model)))
-        except _Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module, mode in modes.items():
-                module.training = mode
+        with evaluating(self.model):
+            handles = []
+            try:
+                for name, hook in hooks.items():
+                    module = self._modules[name]
+                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                self._forward(self.model, to_device(batch, self.model))
+            except _Reached:
+                pass
+            finally:
+                for handle in handles:
+                    handle.remove()
 
 
 def binarize(
@@ -180,9 +191,10 @@ def binarize(
     Parameters
     ----------
     model : torch.nn.Module
-    images : tensor, or iterable of batches
+    images : tensor, data set, or iterable of batches
         Calibration data: no labels are used. Batches must be the same each time it is gone
         through (a loader that shuffles is refused); of (images, labels) the first is taken.
+        A batch may also be a mapping of keyword arguments.
     run_dir : path
         The run folder; an interrupted run in it is taken up where it was.
     skip : iterable of str
@@ -209,27 +221,82 @@ def binarize(
     >>> model[0].weight.abs().unique(dim=1).shape  # one magnitude a filter
     torch.Size([6, 1])
     """
+    images = batches_of(images)
+    if isinstance(getattr(images, "sampler", None), _RANDOM):
+        raise ValueError(
+            "images: this loader shuffles, but each layer needs the same batches again; build it "
+            "with shuffle=False"
+        )
+    with random_state_kept():
+        return hashsolve.binarize(
+            TorchNetwork(model),
+            images,
+            run_dir,
+            method,
+            effort,
+            propagation,
+            skip=skip,
+            seed=seed,
+            **options,
+        )
+
+
+def batches_of(images: Any) -> Iterable[Any]:
+    """What was given as images, in batches: a tensor in nearly equal ones, a data set in order."""
     if isinstance(images, Tensor):
         if images.dim() < 2 or len(images) == 0:
-            raise ValueError(f"images: needs samples along the first axis, got {images.shape}")
-        images = list(images.split(BATCH))
-    return hashsolve.binarize(
-        TorchNetwork(model),
-        images,
-        run_dir,
-        method,
-        effort,
-        propagation,
-        skip=skip,
-        seed=seed,
-        **options,
-    )
+            raise ValueError(
+                f"images: needs samples along the first axis, got shape {tuple(images.shape)}"
+            )
+        return images.tensor_split(-(-len(images) // BATCH))
+    return data.DataLoader(images, BATCH) if isinstance(images, data.Dataset) else images
 
 
-def _forward(model: nn.Module, batch: Any) -> Any:
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Within, random numbers may be drawn; afterwards torch's random state is as it was."""
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=cuda):
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within: eval mode, no gradients. Afterwards each module's mode and the random state are as
+    they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with random_state_kept(), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """Call the model on a batch, however that holds its inputs."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(batch[0] if isinstance(batch, (list, tuple)) else batch)
+
+
+def to_device(batch: Any, model: nn.Module) -> Any:
+    """The batch, its tensors on the device of the model's first parameter."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, Mapping):
+            return {key: move(item) for key, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(move, value))
+        if isinstance(value, (list, tuple)):
+            return [move(item) for item in value]
+        return value
+
+    return move(batch)
 
 
 def _geometry(module: nn.Module) -> hashsolve.Geometry:
@@ -245,22 +312,16 @@ def _geometry(module: nn.Module) -> hashsolve.Geometry:
     )
 
 
-def _batched(value: Tensor, module: nn.Module) -> Tensor:
-    """With a sample axis, and in a type that NumPy knows."""
-    if not isinstance(module, nn.Linear) and value.dim() == module.weight.dim() - 1:
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    """Of the weight, which is not touched: a parametrized one would be computed."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return module.out_channels, module.in_channels // module.groups, *module.kernel_size
+
+
+def _array(value: Tensor, module: nn.Module) -> np.ndarray:
+    """A copy with a sample axis, in a type that NumPy knows."""
+    if not isinstance(module, nn.Linear) and value.dim() == len(module.kernel_size) + 1:
         value = value[None]
-    return value.float() if value.dtype == torch.bfloat16 else value
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _to(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return [_to(value, device) for value in batch]
-    return batch
+    dtype = torch.float32 if value.dtype == torch.bfloat16 else value.dtype
+    return value.detach().to("cpu", dtype, copy=True).numpy()
