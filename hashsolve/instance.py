@@ -62,6 +62,8 @@ class Instance:
             cross = np.ldexp(cross, -2 * half) / scale_unit[:, None]
             target_unit = np.ldexp(scale_unit, half)
             energy = problem.energy / target_unit / target_unit
+            # an input that has left still pulls in a quadratic programme, with its best bit
+            energy = energy - 2 * np.abs(dead_pull).sum(axis=0) / target_unit / np.ldexp(1.0, half)
         weights = problem.weights
         dead_codes = np.where(dead_pull != 0, signs(dead_pull), 1).astype(np.int8)
         magnitude = None

@@ -119,6 +119,10 @@ class Problem:
             raise ValueError(
                 f"{at}gram: zero on the diagonal but not in its row: not a Gram matrix"
             )
+        # Cauchy-Schwarz, with room for diagonal entries that underflowed
+        pull = np.abs(self.cross[dead]).max(axis=0, initial=0.0)
+        if (pull > 1e-9 * np.sqrt(diagonal.max()) * np.sqrt(np.abs(self.energy))).any():
+            raise ValueError(f"{at}cross: not zero for an input whose gram diagonal is zero")
         if (self.energy < 0).any():
             raise ValueError(f"{at}energy: negative at {int(np.argmin(self.energy))}")
         if not self.energy.any():
@@ -215,8 +219,7 @@ class Problem:
                 energy = np.ldexp(unit_energy, 2 * exponent)
                 target_sum = np.ldexp(unit.T @ sums.input_sum, exponent)
             for t in np.flatnonzero(unit_energy):
-                peak = np.ldexp(np.sqrt(unit_energy[t]), exponent[t])
-                in_range(f"outputs of column {t}", sums.name, peak, energy[t])
+                in_range(f"outputs of column {t}", sums.name, 1.0, energy[t])
         return cls(
             gram=gram,
             cross=cross,
