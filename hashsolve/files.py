@@ -56,7 +56,7 @@ def open_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking="best-effort", rdcc_nbytes=128 * 2**20) as file:
             yield file
     except (OSError, RuntimeError, KeyError) as error:
-        if "lock" in str(error):
+        if "lock file" in str(error):  # not "sblock", which truncated files are told by
             raise ValueError(f"{path}: open for writing elsewhere ({error})") from error
         raise ValueError(f"{path}: damaged or not an HDF5 file ({error}); remove it") from error
 
