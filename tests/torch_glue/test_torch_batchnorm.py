@@ -1,0 +1,105 @@
+# ruff: noqa: E402
+"""recalibrate_batchnorm: pooled statistics, and everything else left as found."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn
+from torch_support import record
+
+from torch_glue import recalibrate_batchnorm
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.BatchNorm1d, (130, 3)),
+        (nn.BatchNorm1d, (50, 3, 4)),
+        (nn.BatchNorm2d, (50, 3, 4, 5)),
+        (nn.BatchNorm3d, (20, 3, 2, 3, 4)),
+    ],
+)
+@pytest.mark.parametrize("cut", [None, 10, 13, 49])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_statistics_are_those_of_all_values_pooled(norm, shape, cut, momentum):
+    data = 5 + torch.randn(shape) * torch.arange(1, shape[0] + 1).reshape(-1, *[1] * len(shape[1:]))
+    layer = norm(3, momentum=momentum)
+    layer.running_mean.fill_(9)
+    batches = data if cut is None else (batch for batch in data.split(cut))
+    assert recalibrate_batchnorm(layer, batches) == 1
+    values = data.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(layer.running_mean.double(), values.mean(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.running_var.double(), values.var(1), rtol=1e-5, atol=0)
+    assert layer.momentum == momentum and layer.training
+
+
+def test_a_single_sample_left_over_is_no_trouble():
+    layer = nn.BatchNorm1d(2)
+    data = torch.randn(65, 2)
+    recalibrate_batchnorm(layer, data)
+    torch.testing.assert_close(layer.running_mean, data.mean(0))
+    assert layer.num_batches_tracked == 2
+
+
+def chain():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False)
+    )
+    model[3].eval()
+    model[2].weight.requires_grad_(False)
+    return model
+
+
+def test_a_later_layer_sees_what_training_would_show_it_without_dropout():
+    model, data = chain(), torch.randn(40, 4)
+    assert recalibrate_batchnorm(model, [data]) == 2
+    first = nn.functional.batch_norm(data, None, None, training=True)
+    values = model[2](first).detach()
+    torch.testing.assert_close(model[3].running_mean, values.mean(0))
+    torch.testing.assert_close(model[3].running_var, values.var(0))
+
+
+@pytest.mark.parametrize("batches", [[], iter([torch.randn(8, 4), torch.randn(8, 5)])])
+def test_an_error_leaves_everything_as_found(batches):
+    model = chain()
+    before = record(model)
+    with pytest.raises((ValueError, RuntimeError)):
+        recalibrate_batchnorm(model, batches)
+    assert record(model) == before
+    assert all(m.track_running_stats for m in model if isinstance(m, nn.BatchNorm1d))
+
+
+def test_only_the_statistics_change():
+    model, data = chain(), torch.randn(8, 4)
+    before = record(model)
+    recalibrate_batchnorm(model, [(data, torch.zeros(8))])
+    after = record(model)
+    for name in before.keys() - {"tensors"}:
+        assert after[name] == before[name]
+    changed = [b[0] for b, a in zip(before["tensors"], after["tensors"], strict=True) if a != b]
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    assert changed == [f"{layer}.{name}" for layer in (0, 3) for name in names]
+
+
+def test_a_layer_that_is_not_reached_keeps_its_own():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.extra = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+            self.extra.running_mean.fill_(3)
+
+        def forward(self, x):
+            return self.norm(input=x)
+
+    model = Auxiliary()
+    assert recalibrate_batchnorm(model, torch.randn(8, 4)) == 1
+    assert (model.extra.running_mean == 3).all()
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False), nn.InstanceNorm1d(2)]
+)
+def test_no_batchnorm_is_an_error(model):
+    with pytest.raises(ValueError, match="no BatchNorm"):
+        recalibrate_batchnorm(model, torch.ones(4, 2))

@@ -1,0 +1,53 @@
+# ruff: noqa: E402
+"""ResNet-20 on CIFAR-10, where the data are there: it runs, and the paper's accuracies hold."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from resnet20 import accuracy, load_images, load_model
+
+import torch_glue
+
+SKIP = ("conv1", "linear")
+
+
+@pytest.fixture
+def resnet20():
+    try:
+        return load_model(), load_images
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_it_runs_on_a_few_images(resnet20, tmp_path):
+    model, images = resnet20
+    kept = [model.conv1.weight.clone(), model.linear.weight.clone()]
+    run = torch_glue.binarize(model, images("train", 64)[0], tmp_path, skip=SKIP, method="dcc")
+    assert len(run.layers) == 18 and not {"conv1", "linear"} & run.relative_errors.keys()
+    assert torch.equal(kept[0], model.conv1.weight) and torch.equal(kept[1], model.linear.weight)
+    for result in run.layers:
+        assert result.relative_error < result.row["relative_error_sign"]
+        weight = model.get_submodule(result.name).weight
+        assert (weight.abs() == weight.abs().amax((1, 2, 3), keepdim=True)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "propagation", "low", "high"),
+    [("dcc", "asym", 81, 92), ("dcc", "symfp", 45, 65), ("sign", "symfp", 5, 15)],
+)
+def test_accuracy(resnet20, tmp_path, method, propagation, low, high):
+    model, images = resnet20
+    torch_glue.binarize(
+        model,
+        images("train", 512)[0],
+        tmp_path,
+        skip=SKIP,
+        method=method,
+        propagation=propagation,
+    )
+    assert low <= accuracy(model, *images("test", 1000)) <= high
