@@ -215,6 +215,10 @@ class Problem:
             unit_cross = gram @ unit
             unit_energy = np.maximum(np.einsum("st,st->t", unit, unit_cross), 0.0)
             with np.errstate(over="ignore", under="ignore"):
+                # outputs that cancel (weights +1, −1 on equal inputs) leave rounding: that is zero
+                size = np.einsum("st,st->t", np.abs(unit), np.abs(gram) @ np.abs(unit))
+                cancel = np.isfinite(size) & (unit_energy <= np.finfo(float).eps * size)
+                unit_energy[cancel], unit_cross[:, cancel] = 0.0, 0.0
                 cross = np.ldexp(unit_cross, exponent)
                 energy = np.ldexp(unit_energy, 2 * exponent)
                 target_sum = np.ldexp(unit.T @ sums.input_sum, exponent)
