@@ -207,7 +207,9 @@ def _levels(problem, codes, scales, loss, tolerance):
             usable = q > 1e-12 * max(diagonal.max(), b @ h)
             # p² alone could overflow
             profiled = p * np.divide(p, q, out=np.zeros_like(p), where=usable)
-            gain = loss[t] - (problem.energy[t] - profiled)
+            # less what an error of 1e-12 in bᵀHb would change
+            noise = np.divide(profiled, q, out=np.zeros_like(p), where=usable)
+            gain = loss[t] - (problem.energy[t] - profiled) - 1e-12 * diagonal.max() * noise
             bit = int(gain.argmax())
             if gain[bit] > tolerance[t]:
                 why = "and setting the scale anew lowers the loss by"

@@ -39,16 +39,20 @@ def one_flip_sweep(gram, free, tolerance, cross, codes, h, p, q, active, flips) 
     """One cyclic sweep that makes every flip that lowers the loss by more than rounding."""
 
     def value(b):
+        """The loss without its constant, and the size of its rounding."""
         p, q = cross[t] @ b, b @ gram @ b
-        return (-p * p / q if q > tolerance else 0.0) if free else q - 2 * p
+        if not free:
+            return q - 2 * p, abs(q) + 2 * abs(p)
+        return (-p * p / q, p * p / q / q) if q > tolerance else (0.0, 0.0)
 
     flips[:] = 0
     for t in np.flatnonzero(active):
         for j in range(len(gram)):
             flipped = codes[t].copy()
             flipped[j] *= -1
-            size = abs(value(codes[t])) if free else abs(q[t]) + 2 * abs(p[t])
-            if value(codes[t]) - value(flipped) > tolerance * size:
+            (old, old_size), (new, new_size) = value(codes[t]), value(flipped)
+            size = 1 + old_size + new_size if free else old_size
+            if old - new > tolerance * size:
                 codes[t] = flipped
                 flips[t] += 1
                 p[t], q[t] = cross[t] @ flipped, flipped @ gram @ flipped

@@ -8,7 +8,8 @@ def one_flip_sweep(gram, free, tolerance, cross, codes, h, p, q, active, flips):
     """One cyclic sweep that makes every flip that lowers the loss; changes codes, h, p and q.
 
     ``free``: the loss is −p²/q (the scale profiled out); else q − 2p (the scale is 1). A flip
-    must gain more than ``tolerance`` of the value, so that rounding cannot cycle.
+    must gain more than rounding can, so that it cannot cycle: ``tolerance`` of the value, or,
+    where free, of the energy (about 1), and what an error of ``tolerance`` in q would change.
     """
     inputs = gram.shape[0]
     for t in range(codes.shape[0]):
@@ -21,9 +22,12 @@ def one_flip_sweep(gram, free, tolerance, cross, codes, h, p, q, active, flips):
             q_new = q[t] + 4.0 * (gram[j, j] - bit * h[t, j])
             if free:
                 # p²/q must rise; where q vanishes so does p, and p²/q is noise
-                better = q_new > tolerance and (
-                    q[t] <= 0.0 or p_new * p_new * q[t] > p[t] * p[t] * q_new * (1.0 + tolerance)
-                )
+                better = False
+                if q_new > tolerance:
+                    old = p[t] * p[t] / q[t] if q[t] > tolerance else 0.0
+                    new = p_new * p_new / q_new
+                    noise = 1.0 + new / q_new + (old / q[t] if q[t] > tolerance else 0.0)
+                    better = new - old > tolerance * noise
             else:
                 gain = (q[t] - 2.0 * p[t]) - (q_new - 2.0 * p_new)
                 better = gain > tolerance * (abs(q[t]) + 2.0 * abs(p[t]))
