@@ -89,7 +89,7 @@ def solve(
     with Control(effort, seed, time_limit, callback, threads) as control:
         outcome = _search(chosen, instance, start, control)
         # what is reported is computed afresh from the codes and scales themselves
-        state = State(instance, outcome.codes, control)
+        state = State(instance, outcome.codes, control, turn=chosen.promise != "valid")
         scales = outcome.scales
         loss = state.loss(scales)
     # what rounding alone can put below zero is zero; more would show inconsistent sums

@@ -10,11 +10,15 @@ from hashsolve.kernels.products import correlations, products
 
 
 class State:
-    """Codes (T, S) with h = Hb (T, S), p = cᵀb (T,) and q = bᵀHb (T,)."""
+    """Codes (T, S) with h = Hb (T, S), p = cᵀb (T,) and q = bᵀHb (T,).
 
-    def __init__(self, instance: Instance, codes: np.ndarray, control: Control):
+    With ``turn``, codes whose best scale would be negative are turned round.
+    """
+
+    def __init__(self, instance: Instance, codes: np.ndarray, control: Control, turn: bool = True):
         self.instance = instance
         self.control = control
+        self.turn = turn and instance.free
         self.codes = codes.copy()
         self.h = np.empty(codes.shape)
         self.p = np.empty(len(codes))
@@ -25,7 +29,7 @@ class State:
         """Compute h, p and q afresh from the codes: kernels update h by adding, which drifts."""
         self.control.columns(correlations, (self.instance.gram,), (self.codes, self.h))
         self.products()
-        if self.instance.free:  # canonical sign: the best scale is >= 0
+        if self.turn:  # canonical sign: the best scale is >= 0
             negative = self.p < 0
             for values in (self.codes, self.h, self.p):
                 values[negative] *= -1
