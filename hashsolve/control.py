@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import time
@@ -40,6 +41,12 @@ class Control:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.history: list[Sweep] = []
         self._pool: ThreadPoolExecutor | None = None
+
+    def again(self) -> Control:
+        """A control for a solve within this one: its own history, the same limits."""
+        inner = copy.copy(self)
+        inner.history = []
+        return inner
 
     def __enter__(self) -> Control:
         return self

@@ -11,7 +11,8 @@ import numpy as np
 
 from hashsolve import checks
 from hashsolve.files import atomic, open_h5
-from hashsolve.sums import Sums, block_rows, in_range
+from hashsolve.packing import combine
+from hashsolve.sums import Sums, in_range, sum_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +34,20 @@ class Problem:
         Number of rows summed (N).
     weights : array (S, T), optional
         The full-precision weights: the start of the methods, and the bit of dead inputs.
-    fixed_scales : array (T,), optional
-        Scales that are given instead of found; with them H may be indefinite.
+    fixed_scales : float or array (T,), optional
+        Scales that are given instead of found (1: none at all, the paper's ablation); with them H
+        may be indefinite.
     input_sum, target_sum : array (S,), (T,), optional
         ΣX̂ and ΣY over rows.
+    row_weight : float, optional
+        Σ of row weights; ``rows`` where they have none.
+    intercept : bool
+        Whether each column also gets the best constant (a filter's bias), in closed form; needs
+        the two sums.
+    scale_group : int, optional
+        One scale per so many consecutive inputs of a column, instead of one per column.
+    bases : int
+        M codes and scales a column: its weights become α₁b₁ + … + α_M b_M.
     name : str
         What the problem belongs to, for error messages.
 
@@ -62,6 +73,10 @@ class Problem:
     fixed_scales: np.ndarray | None = None
     input_sum: np.ndarray | None = None
     target_sum: np.ndarray | None = None
+    row_weight: float | None = None
+    intercept: bool = False
+    scale_group: int | None = None
+    bases: int = 1
     name: str = "problem"
 
     def __post_init__(self) -> None:
@@ -90,6 +105,8 @@ class Problem:
             value = getattr(self, field)
             if value is None:
                 continue
+            if field == "fixed_scales" and np.ndim(value) == 0:
+                value = np.full(shape, value)
             value = checks.matrix(value, at + field, (1, 2))
             if field == "weights" and value.ndim == 1:
                 value = value[:, None]
@@ -103,6 +120,32 @@ class Problem:
         if int(self.rows) != self.rows or self.rows < 1:
             raise ValueError(f"{at}rows: must be a whole number >= 1, got {self.rows!r}")
         put("rows", int(self.rows))
+        put("row_weight", float(self.rows if self.row_weight is None else self.row_weight))
+        self._check_variant()
+
+    def _check_variant(self) -> None:
+        at = f"{self.name}: "
+        if self.intercept and (self.input_sum is None or self.target_sum is None):
+            raise ValueError(f"{at}intercept: needs input_sum and target_sum")
+        if self.bases != int(self.bases) or self.bases < 1:
+            raise ValueError(f"{at}bases: must be a whole number >= 1, got {self.bases!r}")
+        if self.scale_group is not None and not (
+            self.scale_group == int(self.scale_group) >= 1 and self.inputs % self.scale_group == 0
+        ):
+            raise ValueError(
+                f"{at}scale_group: must divide S = {self.inputs}, got {self.scale_group!r}"
+            )
+        chosen = [
+            what
+            for what, on in (
+                ("fixed_scales", not self.free_scale),
+                ("scale_group", self.scale_group is not None),
+                ("bases", self.bases > 1),
+            )
+            if on
+        ]
+        if len(chosen) > 1:
+            raise ValueError(f"{at}{' and '.join(chosen)} do not go together")
 
     def _check_free(self) -> None:
         at = f"{self.name}: "
@@ -137,7 +180,9 @@ class Problem:
         *,
         target: Any = None,
         reference: Any = None,
+        row_weights: Any = None,
         name: str = "problem",
+        **variant: Any,
     ) -> Problem:
         """The problem of approximating Y by X̂ᵀBA.
 
@@ -153,6 +198,10 @@ class Problem:
         reference : array (S, N), optional
             X, the full-precision inputs, row by row those of ``inputs`` (the asymmetric
             problem, BWNH section 3.3).
+        row_weights : array (N,), optional
+            Weights >= 0 of the rows in the loss.
+        **variant
+            ``fixed_scales``, ``scale_group``, ``bases``, ``intercept``, as in `Problem`.
 
         Raises
         ------
@@ -169,40 +218,11 @@ class Problem:
         >>> hs.Problem.from_arrays(X, target=X.T @ W).energy.shape
         (3,)
         """
-        at = f"{name}: "
-        x = checks.array(inputs, at + "inputs (X)", 2)
-        w = None if weights is None else checks.matrix(weights, at + "weights (W)")
-        y = None if target is None else checks.array(target, at + "target (Y)", 2)
-        ref = None if reference is None else checks.array(reference, at + "reference (X)", 2)
-        size, rows = x.shape
-        if w is None and y is None:
-            raise ValueError(f"{at}give weights (W) or a target (Y)")
-        if w is not None and w.shape[0] != size:
-            raise ValueError(f"{at}weights (W): must be (S, T) with S = {size}, got {w.shape}")
-        if y is not None and (y.shape[0] != rows or (w is not None and y.shape[1] != w.shape[1])):
-            raise ValueError(f"{at}target (Y): must be (N, T) with N = {rows}, got {y.shape}")
-        if ref is not None and (y is not None or ref.shape != x.shape):
-            why = f"must have the shape of inputs, {x.shape}, got {ref.shape}"
-            raise ValueError(f"{at}reference (X): " + (why if y is None else "has no use beside Y"))
-
-        summed_targets = 0 if y is None and ref is None else (w if y is None else y).shape[1]
-        sums = Sums(size, summed_targets, name)
-        step = block_rows(size)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for start in range(0, rows, step):
-                cut = slice(start, start + step)
-                x_block = np.asarray(x[:, cut], dtype=np.float64)
-                y_block = None
-                if y is not None:
-                    y_block = np.asarray(y[cut], dtype=np.float64).T
-                elif ref is not None:
-                    block = np.asarray(ref[:, cut], dtype=np.float64)
-                    y_block = w.T @ checks.finite(block, at + "reference (X)")
-                sums.add_block(x_block, y_block)
-        return cls.from_sums(sums, w)
+        sums, w = sum_arrays(inputs, weights, target, reference, row_weights, name)
+        return cls.from_sums(sums, w, **variant)
 
     @classmethod
-    def from_sums(cls, sums: Sums, weights: np.ndarray | None = None) -> Problem:
+    def from_sums(cls, sums: Sums, weights: np.ndarray | None = None, **variant: Any) -> Problem:
         """The problem of `hashsolve.sums.Sums`; where those hold no target, Y = X̂ᵀW."""
         sums.finish()
         gram = sums.gram
@@ -232,7 +252,9 @@ class Problem:
             weights=weights,
             input_sum=sums.input_sum,
             target_sum=target_sum,
+            row_weight=sums.row_weight,
             name=sums.name,
+            **variant,
         )
 
     @classmethod
@@ -275,6 +297,25 @@ class Problem:
         """Whether scales are found by the solver."""
         return self.fixed_scales is None
 
+    def centred(self) -> Problem:
+        """The problem whose loss is this one's at the best intercepts: sums less their means."""
+        if not self.intercept:
+            return self
+        mean = self.input_sum / self.row_weight
+        cross = self.cross - np.outer(mean, self.target_sum)
+        energy = self.energy - self.target_sum**2 / self.row_weight
+        return replace(
+            self,
+            gram=self.gram - np.outer(mean, self.input_sum),
+            cross=cross,
+            energy=np.maximum(energy, 0.0),
+            intercept=False,
+        )
+
+    def intercepts(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """The best constant of each column beside these codes and scales, (T,)."""
+        return (self.target_sum - self.input_sum @ combine(codes, scales)) / self.row_weight
+
     def best_scales(self, codes: np.ndarray) -> np.ndarray:
         """α* = cᵀb / bᵀHb of each column (BWNH, eq. 6), 0 where bᵀHb is 0; or the fixed scales.
 
@@ -289,9 +330,10 @@ class Problem:
         """
         if self.fixed_scales is not None:
             return self.fixed_scales.copy()
+        plain = self.centred()
         b = np.asarray(codes, dtype=float)
-        q = np.einsum("st,st->t", b, self.gram @ b)
-        p = np.einsum("st,st->t", b, self.cross)
+        q = np.einsum("st,st->t", b, plain.gram @ b)
+        p = np.einsum("st,st->t", b, plain.cross)
         return np.divide(p, q, out=np.zeros_like(p), where=q > 0)
 
     def loss(self, codes: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
@@ -299,8 +341,8 @@ class Problem:
 
         Parameters
         ----------
-        codes : array (S, T)
-        scales : array (T,), optional
+        codes : array (S, T), or (M, S, T) for M bases
+        scales : array (T,), (M, T) for M bases, or (S / scale_group, T); optional for one scale
 
         Returns
         -------
@@ -313,15 +355,18 @@ class Problem:
         >>> p.loss(np.array([[1], [-1]])), p.loss(np.array([[1], [-1]]), np.array([1.0]))
         (array([0.5]), array([1.]))
         """
-        u = np.asarray(codes, dtype=float)
-        u = u * (self.best_scales(u) if scales is None else scales)
-        quadratic = np.einsum("st,st->t", u, self.gram @ u)
-        return self.energy - 2 * np.einsum("st,st->t", u, self.cross) + quadratic
+        plain = self.centred()
+        u = combine(codes, plain.best_scales(codes) if scales is None else scales)
+        quadratic = np.einsum("st,st->t", u, plain.gram @ u)
+        return plain.energy - 2 * np.einsum("st,st->t", u, plain.cross) + quadratic
 
     def __repr__(self) -> str:
         name = "" if self.name == "problem" else f"{self.name!r}, "
-        fixed = "" if self.free_scale else ", fixed scales"
-        return f"Problem({name}S={self.inputs}, T={self.columns}, rows={self.rows}{fixed})"
+        more = "" if self.free_scale else ", fixed scales"
+        more += f", scale_group={self.scale_group}" if self.scale_group else ""
+        more += f", bases={self.bases}" if self.bases > 1 else ""
+        more += ", intercept" if self.intercept else ""
+        return f"Problem({name}S={self.inputs}, T={self.columns}, rows={self.rows}{more})"
 
     def __add__(self, other: Problem) -> Problem:
         """The problem over the rows of both; sums are simply added.
@@ -337,23 +382,28 @@ class Problem:
             a, b = getattr(self, field), getattr(other, field)
             if (a is None) != (b is None) or (a is not None and a.shape != b.shape):
                 raise ValueError(f"cannot add {self!r} and {other!r}: {field} differ in shape")
-        for field in ("weights", "fixed_scales"):
+        for field in ("weights", "fixed_scales", "intercept", "scale_group", "bases"):
             a, b = getattr(self, field), getattr(other, field)
             if a is not None and not np.array_equal(a, b):
                 raise ValueError(f"cannot add {self!r} and {other!r}: {field} differ")
+        added = ("gram", "cross", "energy", "rows", "row_weight", "input_sum", "target_sum")
         sums = {
             field: None
             if getattr(self, field) is None
             else getattr(self, field) + getattr(other, field)
-            for field in ("gram", "cross", "energy", "rows", "input_sum", "target_sum")
+            for field in added
         }
         return replace(self, **sums)
 
     _ARRAYS = ("gram", "cross", "energy", "weights", "fixed_scales", "input_sum", "target_sum")
+    _NUMBERS = ("rows", "row_weight", "intercept", "scale_group", "bases")
 
     def write(self, group: h5py.Group) -> None:
         """Write the sums into an open HDF5 group."""
-        group.attrs["rows"], group.attrs["name"] = self.rows, self.name
+        group.attrs["name"] = self.name
+        for field in self._NUMBERS:
+            if getattr(self, field) is not None:
+                group.attrs[field] = getattr(self, field)
         for field in self._ARRAYS:
             value = getattr(self, field)
             if value is not None:
@@ -390,9 +440,9 @@ class Problem:
                     f"{path}: group {group!r} is no problem: no data set {missing[0]!r}; it holds "
                     f"{sorted(node)}"
                 )
-            arrays = {f: node[f][()] for f in cls._ARRAYS if f in node}
-            name = node.attrs.get("name", group.strip("/") or "problem")
-            return cls(**arrays, rows=int(node.attrs.get("rows", 1)), name=str(name))
+            known = {f: node[f][()] for f in cls._ARRAYS if f in node}
+            known |= {f: node.attrs[f].item() for f in cls._NUMBERS if f in node.attrs}
+            return cls(**known, name=str(node.attrs.get("name", group.strip("/") or "problem")))
 
 
 def _symmetric(gram: np.ndarray, name: str) -> np.ndarray:

@@ -121,11 +121,7 @@ def write_solution(solution: Solution, target: str) -> None:
 
 
 def split(source: str) -> tuple[Path, str]:
-    """FILE:/inside as (path of FILE, "inside").
-
-    >>> split("runs/a.h5:/layer1/symmetric")[1], split("plain.npy")[1]
-    ('layer1/symmetric', '')
-    """
+    """FILE:/inside as (path of FILE, "inside"); a ValueError where FILE is not there."""
     path, _, inside = source.rpartition(":")
     if not path or Path(source).exists():
         path, inside = source, ""

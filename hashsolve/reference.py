@@ -35,6 +35,21 @@ def dcc_sweep(gram, cross, codes, h, scales, active, flips) -> None:
     correlations(gram, codes, h)
 
 
+def group_dcc_sweep(gram, cross, codes, h, scales, active, flips) -> None:
+    """One cyclic sweep at fixed group scales: b_j = sgn(α_j (c_j − Σ_{k≠j} H_jk α_k b_k))."""
+    others = gram - np.diag(np.diagonal(gram))
+    spread = np.repeat(scales, len(gram) // scales.shape[1], axis=1)
+    flips[:] = 0
+    for t in np.flatnonzero(active):
+        for j in range(len(gram)):
+            pull = cross[t, j] - others[j] @ (spread[t] * codes[t])
+            best = np.sign(spread[t, j] * pull)
+            if best == -codes[t, j]:
+                codes[t, j] = best
+                flips[t] += 1
+    h[:] = (spread * codes) @ gram
+
+
 def one_flip_sweep(gram, free, tolerance, cross, codes, h, p, q, active, flips) -> None:
     """One cyclic sweep that makes every flip that lowers the loss by more than rounding."""
 

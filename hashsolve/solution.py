@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from hashsolve.files import atomic, digest, open_h5
-from hashsolve.packing import read_packed, write_packed
+from hashsolve.packing import combine, read_packed, write_packed
 
 OPTIMAL_TOLERANCE = 1e-9
 """A column is proven optimal when loss − lower bound is at most this share of its energy."""
@@ -46,9 +46,9 @@ class Solution:
     Attributes
     ----------
     codes : int8 array (S, T)
-        B, entries −1 and +1.
+        B, entries −1 and +1; (M, S, T) for M bases.
     scales : float64 array (T,)
-        The diagonal of A, >= 0.
+        The diagonal of A, >= 0; (M, T) for M bases, (S / g, T) for a scale per g inputs.
     loss : float64 array (T,)
         e − 2α cᵀb + α² bᵀHb, recomputed from the final codes and scales.
     energy : float64 array (T,)
@@ -64,6 +64,8 @@ class Solution:
     seed : int
     wall_time : float
         Seconds.
+    intercept : float64 array (T,) or None
+        The constant beside the codes, where the problem asked for one.
     """
 
     codes: np.ndarray
@@ -78,6 +80,12 @@ class Solution:
     history: tuple[Sweep, ...] = field(default=(), repr=False)
     seed: int = 0
     wall_time: float = 0.0
+    intercept: np.ndarray | None = None
+
+    @property
+    def weight(self) -> np.ndarray:
+        """The weights (S, T) that codes and scales stand for."""
+        return combine(self.codes, self.scales)
 
     @property
     def relative_error(self) -> float:
@@ -109,7 +117,7 @@ class Solution:
         return digest(np.ascontiguousarray(self.codes.T))
 
     def __repr__(self) -> str:
-        size, columns = self.codes.shape
+        size, columns = self.codes.shape[-2:]
         quality = (
             f"relative error {self.relative_error:.4g}"
             if self.energy.any()
@@ -141,6 +149,7 @@ class Solution:
         )
 
     _ARRAYS = ("scales", "loss", "energy", "lower_bound")
+    _OPTIONAL = ("intercept",)
     _TEXT = ("method", "bound_name")
     _NUMBERS = ("sweeps", "seed", "wall_time")
 
@@ -149,6 +158,9 @@ class Solution:
         write_packed(file, "codes", self.codes)
         for name in self._ARRAYS:
             file.create_dataset(name, data=getattr(self, name), fletcher32=True)
+        for name in self._OPTIONAL:
+            if getattr(self, name) is not None:
+                file.create_dataset(name, data=getattr(self, name), fletcher32=True)
         file.create_dataset("history", data=np.array(self.history).reshape(-1, 2))
         for name in self._TEXT + self._NUMBERS:
             file.attrs[name] = getattr(self, name)
@@ -176,6 +188,7 @@ class Solution:
             solution = cls(
                 codes=read_packed(file["codes"], str(path)),
                 **{name: file[name][()] for name in cls._ARRAYS},
+                **{name: file[name][()] for name in cls._OPTIONAL if name in file},
                 **{name: str(file.attrs[name]) for name in cls._TEXT},
                 **{name: file.attrs[name].item() for name in cls._NUMBERS},
                 status=Status[file.attrs["status"]],

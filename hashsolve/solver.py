@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hashsolve.methods.outcome import Outcome
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution, Status, Sweep
 from hashsolve.state import State
+from hashsolve.variants import solve_bases, solve_groups
 
 _RESTARTS = 8  # perturbed starts of effort="thorough"
 _PERTURBED = 0.1  # share of the bits a perturbed start flips
@@ -83,38 +85,51 @@ def solve(
     if threads is not None and threads < 1:
         raise ValueError(f"threads: must be >= 1, got {threads!r}")
     begun = time.perf_counter()
-    instance = Instance.of(problem)
-    start = instance.start if init is None else _start(init, problem)[instance.live].T
-    start = np.ascontiguousarray(start)
+    plain = problem.centred()
+    start = None if init is None else _start(init, problem)
     with Control(effort, seed, time_limit, callback, threads) as control:
-        outcome = _search(chosen, instance, start, control)
-        # what is reported is computed afresh from the codes and scales themselves
-        state = State(instance, outcome.codes, control, turn=chosen.promise != "valid")
-        scales = outcome.scales
-        loss = state.loss(scales)
-    # what rounding alone can put below zero is zero; more would show inconsistent sums
-    noise = 1e-12 * (np.abs(instance.energy) + scales**2 * np.abs(state.q))
+        if plain.bases > 1:
+            solution = solve_bases(
+                plain, start, lambda part, codes: _solve(part, chosen, codes, control.again())
+            )
+        elif plain.scale_group is not None:
+            whole = Instance.of(replace(plain, scale_group=None))
+            codes = whole.restore(whole.start) if start is None else start
+            solution = solve_groups(plain, codes, control)
+        else:
+            solution = _solve(plain, chosen, start, control)
+    if problem.intercept:
+        constant = problem.intercepts(solution.codes, solution.scales)
+        solution = replace(solution, intercept=constant, energy=problem.energy.copy())
+    elapsed = time.perf_counter() - begun
+    return replace(solution, method=method, seed=seed, wall_time=elapsed)
+
+
+def _solve(problem: Problem, method: Method, init: np.ndarray | None, control: Control) -> Solution:
+    """Solve a plain problem: one code and one scale a column."""
+    instance = Instance.of(problem)
+    start = instance.start if init is None else init[instance.live].T
+    outcome = _search(method, instance, np.ascontiguousarray(start), control)
+    # what is reported is computed afresh from the codes and scales themselves
+    state = State(instance, outcome.codes, control, turn=method.promise != "valid")
+    loss = state.loss(outcome.scales)
     if instance.free:
+        # what rounding alone can put below zero is zero; more would show inconsistent sums
+        noise = 1e-12 * (np.abs(instance.energy) + outcome.scales**2 * np.abs(state.q))
         loss[(loss < 0) & (loss > -noise)] = 0.0
     bound, bound_name = lower_bound(instance)
-    bound = np.minimum(bound, loss)
     unit = instance.loss_unit
-    codes = instance.restore(state.codes)
-    solution = Solution(
-        codes=codes,
-        scales=scales * instance.scale_unit,
+    return Solution(
+        codes=instance.restore(state.codes),
+        scales=outcome.scales * instance.scale_unit,
         loss=loss * unit * unit,
         energy=problem.energy.copy(),
         lower_bound=bound * unit * unit,
         status=outcome.status,
-        method=method,
         bound_name=bound_name,
         sweeps=max(len(control.history) - 1, 0),
         history=tuple(control.history),
-        seed=seed,
-        wall_time=time.perf_counter() - begun,
     )
-    return solution
 
 
 def _search(method: Method, instance: Instance, start: np.ndarray, control: Control) -> Outcome:
@@ -147,10 +162,13 @@ def _better(instance: Instance, a: Outcome, b: Outcome, control: Control) -> Out
 
 
 def _start(init: Any, problem: Problem) -> np.ndarray:
-    codes = checks.matrix(getattr(init, "codes", init), "init", (1, 2))
-    codes = codes.reshape(len(codes), -1)
-    if codes.shape != (problem.inputs, problem.columns):
-        shape = (problem.inputs, problem.columns)
+    """The caller's codes, (S, T), or (M, S, T) for several bases."""
+    shape: tuple[int, ...] = (problem.inputs, problem.columns)
+    shape = shape if problem.bases == 1 else (problem.bases, *shape)
+    codes = checks.matrix(getattr(init, "codes", init), "init", (1, 2, 3))
+    if codes.ndim == 1:
+        codes = codes[:, None]
+    if codes.shape != shape:
         raise ValueError(f"init: must be codes of shape (S, T) = {shape}, got {codes.shape}")
     if not (np.abs(codes) == 1).all():
         raise ValueError("init: entries must be -1 or +1")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.linalg.blas import dsyrk
 
+from hashsolve import checks
 from hashsolve.checks import finite
 
 MAX_BLOCK_ROWS = 8192
@@ -39,6 +42,7 @@ class Sums:
     def __init__(self, inputs: int, targets: int = 0, name: str = "problem"):
         self.name = name
         self.rows = 0
+        self.row_weight = 0.0
         self.input_sum = np.zeros(inputs)
         self.target_sum = np.zeros(targets)
         self.cross = np.zeros((inputs, targets))
@@ -72,25 +76,35 @@ class Sums:
                     self._flush()
             start = stop
 
-    def add_block(self, inputs: np.ndarray, targets: np.ndarray | None = None) -> None:
-        """Add one block as it is, for callers whose blocks are fixed already."""
+    def add_block(
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray | None = None,
+        row_weights: np.ndarray | None = None,
+    ) -> None:
+        """Add one block as it is, for callers whose blocks are fixed already; weighted by row."""
         x = np.ascontiguousarray(inputs, dtype=np.float64)
+        y = np.ascontiguousarray(targets, dtype=np.float64) if self.energy.size else None
+        root = np.ones(x.shape[1]) if row_weights is None else np.sqrt(row_weights)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            if row_weights is not None:
+                x = x * root
+                y = None if y is None else y * root
             # x is C-ordered, so x.T is Fortran-ordered and BLAS copies nothing
             self._upper = dsyrk(1.0, x.T, beta=1.0, c=self._upper, trans=1, overwrite_c=1)
-            self.input_sum += _row_sums(x, f"{self.name}: inputs")
+            self.input_sum += _row_sums(x, root, f"{self.name}: inputs")
             if np.diagonal(self._upper).max() < SMALLEST_SQUARE:
                 self.input_peak = max(self.input_peak, np.abs(x).max(initial=0.0))
-            if self.energy.size:
-                y = np.ascontiguousarray(targets, dtype=np.float64)
+            if y is not None:
                 self.cross += x @ y.T
-                self.target_sum += _row_sums(y, f"{self.name}: targets")
+                self.target_sum += _row_sums(y, root, f"{self.name}: targets")
                 self.energy += np.einsum("tn,tn->t", y, y)
                 small = self.energy < SMALLEST_SQUARE
                 self.target_peak[small] = np.maximum(
                     self.target_peak[small], np.abs(y[small]).max(axis=1, initial=0.0)
                 )
         self.rows += x.shape[1]
+        self.row_weight += float(root @ root)
 
     def _flush(self) -> None:
         if self._pending:
@@ -117,9 +131,9 @@ class Sums:
         return self
 
 
-def _row_sums(values: np.ndarray, name: str) -> np.ndarray:
-    """Σ over columns; a ValueError names the first entry that is not finite."""
-    total = values.sum(axis=1)
+def _row_sums(values: np.ndarray, root: np.ndarray, name: str) -> np.ndarray:
+    """Σ over weighted columns; a ValueError names the first entry that is not finite."""
+    total = values @ root
     if not np.isfinite(total).all():
         finite(values, name)
     return total
@@ -132,3 +146,43 @@ def in_range(what: str, name: str, peak: float, total: float) -> None:
             f"{name}: {what}: the sum of squares ({total:.3g}) leaves the range of float64; "
             "multiply by a power of two that brings the values near 1"
         )
+
+
+def sum_arrays(
+    inputs: Any, weights: Any, target: Any, reference: Any, row_weights: Any, name: str
+) -> tuple[Sums, np.ndarray | None]:
+    """The sums of arrays as `Problem.from_arrays` takes them, checked; and W as float64."""
+    at = f"{name}: "
+    x = checks.array(inputs, at + "inputs (X)", 2)
+    w = None if weights is None else checks.matrix(weights, at + "weights (W)")
+    y = None if target is None else checks.array(target, at + "target (Y)", 2)
+    ref = None if reference is None else checks.array(reference, at + "reference (X)", 2)
+    v = None if row_weights is None else checks.matrix(row_weights, at + "row_weights", 1)
+    size, rows = x.shape
+    if w is None and y is None:
+        raise ValueError(f"{at}give weights (W) or a target (Y)")
+    if w is not None and w.shape[0] != size:
+        raise ValueError(f"{at}weights (W): must be (S, T) with S = {size}, got {w.shape}")
+    if y is not None and (y.shape[0] != rows or (w is not None and y.shape[1] != w.shape[1])):
+        raise ValueError(f"{at}target (Y): must be (N, T) with N = {rows}, got {y.shape}")
+    if ref is not None and (y is not None or ref.shape != x.shape):
+        why = f"must have the shape of inputs, {x.shape}, got {ref.shape}"
+        raise ValueError(f"{at}reference (X): " + (why if y is None else "has no use beside Y"))
+    if v is not None and (v.shape != (rows,) or (v < 0).any() or not v.any()):
+        raise ValueError(f"{at}row_weights: must be {rows} numbers >= 0, not all 0")
+
+    summed_targets = 0 if y is None and ref is None else (w if y is None else y).shape[1]
+    sums = Sums(size, summed_targets, name)
+    step = block_rows(size)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for start in range(0, rows, step):
+            cut = slice(start, start + step)
+            x_block = np.asarray(x[:, cut], dtype=np.float64)
+            y_block = None
+            if y is not None:
+                y_block = np.asarray(y[cut], dtype=np.float64).T
+            elif ref is not None:
+                block = np.asarray(ref[:, cut], dtype=np.float64)
+                y_block = w.T @ finite(block, at + "reference (X)")
+            sums.add_block(x_block, y_block, None if v is None else v[cut])
+    return sums, w
