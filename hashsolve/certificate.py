@@ -130,6 +130,9 @@ def verify(
     tolerance = TOLERANCE * unit
     if claimed_loss is not None:
         claimed = np.asarray(claimed_loss, dtype=float)
+        if claimed.shape != loss.shape:
+            violations.append(f"claimed loss: must have shape {loss.shape}, got {claimed.shape}")
+            claimed = loss
         for t in np.flatnonzero(~(np.abs(claimed - loss) <= tolerance)):
             violations.append(f"column {t}: claims loss {claimed[t]:.9g}, has {loss[t]:.9g}")
     if problem.free_scale:
