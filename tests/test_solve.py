@@ -1,0 +1,474 @@
+"""solve: laws that every method keeps, on problems of every sort."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import h5py
+import numpy as np
+import pytest
+from data import shared_data
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import cases, make_case, problems, quadratics
+
+import hashsolve as hs
+from hashsolve import control
+from hashsolve.control import EFFORTS
+from hashsolve.instance import signs
+from hashsolve.methods import METHODS
+from hashsolve.reference import best_scales, brute_force, explicit_loss, loss
+
+SEEDS = st.integers(0, 2**32 - 1)
+DESCENT = sorted(name for name, method in METHODS.items() if method.promise != "valid")
+each_method = pytest.mark.parametrize("method", sorted(METHODS))
+each_descent = pytest.mark.parametrize("method", DESCENT)
+
+
+def unit(problem: hs.Problem) -> np.ndarray:
+    """What losses are compared against: the energy, or the size of a quadratic's terms."""
+    if not problem.free_scale:
+        scales = problem.fixed_scales
+        size = scales * np.abs(problem.cross).sum(axis=0) + scales**2 * np.abs(problem.gram).sum()
+        return problem.energy + size
+    return problem.energy
+
+
+def with_fields(problem: hs.Problem, **fields) -> hs.Problem:
+    """The problem with some of its arrays replaced."""
+    kept = ("gram", "cross", "energy", "rows", "weights", "fixed_scales")
+    return hs.Problem(**{**{k: getattr(problem, k) for k in kept}, **fields})
+
+
+def identical(a: hs.Solution, b: hs.Solution) -> None:
+    """The same codes, scales and losses to the last bit, reached in the same sweeps."""
+    np.testing.assert_array_equal(a.codes, b.codes)
+    np.testing.assert_array_equal(a.scales, b.scales)
+    np.testing.assert_array_equal(a.loss, b.loss)
+    assert a.status == b.status
+    assert [s.flips for s in a.history] == [s.flips for s in b.history]
+
+
+# what a solution is
+
+
+@each_method
+@given(problems(), SEEDS)
+def test_solution_is_well_formed(method, p, seed):
+    s = hs.solve(p, method, seed=seed)
+    assert s.codes.dtype == np.int8 and s.codes.shape == (p.inputs, p.columns)
+    assert (np.abs(s.codes) == 1).all()
+    assert (s.scales >= 0).all() and np.isfinite(s.loss).all()
+    if not p.free_scale:
+        np.testing.assert_array_equal(s.scales, p.fixed_scales)
+    np.testing.assert_allclose(
+        s.loss, loss(p, s.codes, s.scales), rtol=1e-9, atol=1e-9 * unit(p).max()
+    )
+    assert (s.lower_bound <= s.loss).all()
+    assert s.method == method and s.seed == seed and s.sweeps == len(s.history) - 1
+    assert s.message == s.status.value
+    if p.free_scale:
+        assert (s.loss >= -1e-9 * unit(p)).all()
+        assert s.relative_error == pytest.approx(s.loss.sum() / p.energy.sum())
+
+
+@each_method
+@given(cases())
+def test_loss_is_the_explicit_one(method, case):
+    """‖Y − X̂ᵀBA‖² from the arrays themselves, to 1e-9 (of the energy, where it is tiny)."""
+    p = case.problem
+    s = hs.solve(p, method)
+    wanted = explicit_loss(case.inputs, case.target, s.codes, s.scales)
+    rounding = 1e-14 * s.scales**2 * np.abs(p.gram).sum()  # large scales: bᵀHb cancels
+    tolerance = 1e-9 * np.maximum(wanted, unit(p)) + rounding
+    assert (np.abs(s.loss - wanted) <= tolerance).all()
+
+
+@each_method
+@given(problems(sizes=(1, 10)))
+def test_nothing_is_below_brute_force(method, p):
+    best = brute_force(p)
+    slack = 1e-9 * unit(p)
+    s = hs.solve(p, method)
+    assert (s.loss >= best - slack).all()
+    assert (s.lower_bound <= best + slack).all()
+    assert (s.loss[s.optimal] <= best[s.optimal] + slack[s.optimal]).all()
+
+
+def test_brute_force_up_to_twelve_inputs():
+    for seed in range(3):
+        p = make_case("relu", seed, size=12, columns=3, rows=60).problem
+        best = brute_force(p)
+        for method in METHODS:
+            assert (hs.solve(p, method).loss >= best * (1 - 1e-9)).all()
+
+
+# descent
+
+
+@each_descent
+@given(problems(), st.sampled_from(["fast", "default"]))
+def test_history_never_rises(method, p, effort):
+    s = hs.solve(p, method, effort)
+    losses = np.array([sweep.loss for sweep in s.history])
+    assert (np.diff(losses) <= 1e-11 * unit(p).sum()).all()
+    assert s.loss.sum() <= losses[-1] + 1e-11 * unit(p).sum()
+    assert s.history[0].flips == 0
+
+
+@each_descent
+@given(cases(), SEEDS, st.booleans())
+def test_no_column_ends_above_its_start(method, case, seed, given_start):
+    p = case.problem
+    codes = signs(p.weights)
+    if given_start:
+        codes = np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), size=codes.shape)
+    start = loss(p, codes, best_scales(p, codes))
+    s = hs.solve(p, method, init=codes if given_start else None)
+    assert (s.loss <= start + 1e-11 * p.energy).all()
+    assert s.history[0].loss == pytest.approx(start.sum(), rel=1e-9, abs=1e-9 * p.energy.sum())
+
+
+@each_descent
+@given(problems(), st.sampled_from(EFFORTS))
+def test_result_is_a_fixpoint(method, p, effort):
+    """No bit alone, at its scale or (where promised) with the scale set anew, lowers the loss."""
+    s = hs.solve(p, method, effort)
+    assert s.status in (hs.Status.FIXPOINT, hs.Status.OPTIMAL)
+    slack = 1e-9 * unit(p)
+    np.testing.assert_array_less(s.loss - loss(p, s.codes, best_scales(p, s.codes)), slack + 1e-300)
+    for j in range(p.inputs):
+        flipped = s.codes.copy()
+        flipped[j] *= -1
+        assert (loss(p, flipped, s.scales) >= s.loss - slack).all()
+        if METHODS[method].promise == "one_flip":
+            assert (loss(p, flipped, best_scales(p, flipped)) >= s.loss - slack).all()
+
+
+@each_descent
+@given(problems())
+def test_solving_again_from_the_result_changes_nothing(method, p):
+    s = hs.solve(p, method)
+    again = hs.solve(p, method, init=s)
+    np.testing.assert_array_equal(again.codes, s.codes)
+    np.testing.assert_array_equal(again.scales, s.scales)
+    assert sum(sweep.flips for sweep in again.history) == 0
+
+
+@given(problems())
+def test_one_flip_from_dcc_is_never_worse(p):
+    dcc = hs.solve(p, "dcc")
+    slack = 1e-11 * unit(p)
+    assert (hs.solve(p, "one_flip", init=dcc).loss <= dcc.loss + slack).all()
+    assert (hs.solve(p, "auto").loss <= dcc.loss + slack).all()
+
+
+@each_method
+@given(problems(), SEEDS)
+def test_thorough_is_never_worse(method, p, seed):
+    default = hs.solve(p, method)
+    thorough = hs.solve(p, method, "thorough", seed)
+    assert (thorough.loss <= default.loss + 1e-11 * unit(p)).all()
+
+
+def test_thorough_is_better_where_there_is_room(rng):
+    p = hs.Problem.from_arrays(rng.normal(size=(40, 60)), rng.normal(size=(40, 4)))
+    assert hs.solve(p, "dcc", "thorough").loss.sum() < 0.99 * hs.solve(p, "dcc").loss.sum()
+
+
+def test_scale_and_codes_are_alternated(rng):
+    """dcc's scale is the best for its codes, not the one that its last sweep used."""
+    for kind in ("relu", "ill-conditioned", "asymmetric"):
+        p = make_case(kind, 7, size=30, columns=6, rows=90).problem
+        s = hs.solve(p, "dcc")
+        np.testing.assert_allclose(s.scales, best_scales(p, s.codes), rtol=1e-12)
+
+
+# symmetries
+
+
+@each_method
+@given(cases(kinds=("gaussian", "dead", "relu", "asymmetric")), SEEDS)
+def test_permuting_columns(method, case, seed):
+    p = case.problem
+    order = np.random.default_rng(seed).permutation(p.columns)
+    moved = with_fields(
+        p, cross=p.cross[:, order], energy=p.energy[order], weights=p.weights[:, order]
+    )
+    a, b = hs.solve(p, method, "thorough", seed), hs.solve(moved, method, "thorough", seed)
+    np.testing.assert_array_equal(a.codes[:, order], b.codes)
+    np.testing.assert_array_equal(a.scales[order], b.scales)
+
+
+@each_method
+@given(cases(kinds=("gaussian", "dead", "relu", "duplicated", "asymmetric")), SEEDS)
+def test_flipping_the_sign_of_inputs(method, case, seed):
+    """X̂_j → −X̂_j turns b_j and nothing else."""
+    p = case.problem
+    turn = np.random.default_rng(seed).choice([-1, 1], size=(p.inputs, 1))
+    start = signs(p.weights)
+    turned = with_fields(
+        p, gram=p.gram * turn * turn.T, cross=p.cross * turn, weights=p.weights * turn
+    )
+    a = hs.solve(p, method, init=start)
+    b = hs.solve(turned, method, init=start * turn)
+    live = p.gram.any(axis=1)
+    np.testing.assert_array_equal(a.codes[live], (b.codes * turn)[live])
+    np.testing.assert_array_equal(a.scales, b.scales)
+
+
+@each_method
+@given(problems(), st.integers(-60, 60), st.integers(-60, 60))
+def test_powers_of_two_change_no_bit(method, p, inputs, targets):
+    def scaled(values, exponent):
+        return None if values is None else np.ldexp(values, exponent)
+
+    if not p.free_scale:
+        targets = inputs  # the scale being given, inputs and targets share their unit
+    q = hs.Problem(
+        gram=scaled(p.gram, 2 * inputs),
+        cross=scaled(p.cross, inputs + targets),
+        energy=scaled(p.energy, 2 * targets),
+        weights=scaled(p.weights, targets - inputs),
+        fixed_scales=p.fixed_scales,
+    )
+    a, b = hs.solve(p, method), hs.solve(q, method)
+    np.testing.assert_array_equal(a.codes, b.codes)
+    np.testing.assert_array_equal(scaled(a.scales, targets - inputs), b.scales)
+    np.testing.assert_array_equal(scaled(a.loss, 2 * targets), b.loss)
+
+
+@each_method
+@given(problems(columns=(1, 6)), st.integers(2, 9), st.sampled_from(["default", "thorough"]))
+def test_threads_change_nothing(method, p, threads, effort):
+    one = hs.solve(p, method, effort, threads=1)
+    with mock.patch.object(control, "_INLINE_WORK", 0):  # threads even for a single column
+        identical(hs.solve(p, method, effort, threads=threads), one)
+
+
+@pytest.mark.parametrize("threads", [2, 3, None])
+def test_threads_change_nothing_at_their_real_size(threads, rng):
+    p = hs.Problem.from_arrays(rng.normal(size=(200, 300)), rng.normal(size=(200, 120)))
+    identical(hs.solve(p, threads=threads), hs.solve(p, threads=1))
+
+
+@each_method
+@given(problems(), SEEDS)
+def test_same_seed_same_answer(method, p, seed):
+    identical(hs.solve(p, method, "thorough", seed), hs.solve(p, method, "thorough", seed))
+
+
+# corners
+
+
+@pytest.mark.parametrize("bit", [-1, 1])
+@each_descent
+def test_zero_keeps_the_bit(method, bit):
+    """An input on which the loss does not depend keeps the bit that it starts with."""
+    p = hs.Problem(np.eye(2), [[1.0], [0.0]], [4.0])
+    s = hs.solve(p, method, init=[[1], [bit]])
+    assert s.codes.T.tolist() == [[1, bit]]
+    assert s.scales == pytest.approx([0.5])
+
+
+@each_method
+@given(cases(kinds=("dead",), sizes=(2, 12)))
+def test_dead_inputs_get_the_sign_of_their_weight(method, case):
+    p = case.problem
+    dead = ~case.inputs.any(axis=1)
+    s = hs.solve(p, method, init=None if method == "sign" else -signs(p.weights))
+    np.testing.assert_array_equal(s.codes[dead], signs(p.weights)[dead])
+    live = hs.Problem.from_arrays(case.inputs[~dead], case.weights[~dead])
+    if method != "sign":
+        alone = hs.solve(live, method, init=-signs(live.weights))
+        np.testing.assert_allclose(s.loss, alone.loss, rtol=1e-9, atol=1e-9 * p.energy.max())
+
+
+@each_method
+def test_zero_column(method, rng):
+    w = rng.normal(size=(5, 3))
+    w[:, 1] = 0
+    s = hs.solve(hs.Problem.from_arrays(rng.normal(size=(5, 40)), w), method)
+    assert s.scales[1] == s.loss[1] == s.lower_bound[1] == s.gap[1] == 0
+    assert s.optimal[1]
+    assert (np.abs(s.codes) == 1).all()
+
+
+@given(cases())
+def test_sign_is_bwn(case):
+    s = hs.solve(case.problem, "sign")
+    np.testing.assert_array_equal(s.codes, np.where(case.weights < 0, -1, 1))
+    np.testing.assert_allclose(s.scales, np.abs(case.weights).mean(axis=0), rtol=1e-15)
+
+
+@given(cases(kinds=("gaussian",), rows=(15, 40), sizes=(1, 10)))
+def test_without_weights_the_start_is_least_squares(case):
+    known = case.problem
+    unknown = hs.Problem.from_arrays(case.inputs, target=case.target)
+    for method in METHODS:
+        a, b = hs.solve(unknown, method), hs.solve(known, method)
+        np.testing.assert_array_equal(a.codes, b.codes)
+        np.testing.assert_allclose(a.scales, b.scales, rtol=1e-6)
+
+
+@given(problems(), SEEDS)
+def test_negative_correlation_is_turned(p, seed):
+    """From −B the scale would be negative: codes are turned, never the scale."""
+    if p.free_scale:
+        s = hs.solve(p, "dcc")
+        turned = hs.solve(p, "dcc", init=-s.codes)
+        np.testing.assert_array_equal(turned.scales, s.scales)
+        live = p.gram.any(axis=1)[:, None] & (s.scales > 0)
+        np.testing.assert_array_equal(turned.codes[live], s.codes[live])
+
+
+def test_one_input_one_column():
+    s = hs.solve(hs.Problem([[4.0]], [[-6.0]], [9.0]))
+    assert (s.codes.tolist(), s.scales.tolist(), s.loss.tolist()) == ([[-1]], [1.5], [0.0])
+    assert s.optimal.all() and s.gap.tolist() == [0.0]
+
+
+# stopping
+
+
+@each_descent
+@pytest.mark.parametrize("sweeps", [1, 2])
+def test_callback_stops(method, sweeps):
+    p = make_case("relu", 3, size=40, columns=6, rows=80).problem
+    whole, seen = hs.solve(p, method), []
+    stopped = hs.solve(p, method, callback=lambda s: seen.append(s) or len(seen) == sweeps)
+    assert seen == list(stopped.history) == list(whole.history[:sweeps])
+    assert stopped.status is hs.Status.STOPPED
+    assert whole.loss.sum() <= stopped.loss.sum() <= seen[-1].loss * (1 + 1e-9)
+
+
+@each_descent
+def test_callback_sees_every_sweep(method):
+    p = make_case("relu", 3, size=40, columns=6, rows=80).problem
+    seen = []
+    s = hs.solve(p, method, callback=seen.append)
+    assert s.status is hs.Status.FIXPOINT
+    assert tuple(seen) == s.history
+    assert sum(sweep.flips for sweep in seen) > 0
+
+
+@each_descent
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_time_limit(method, effort):
+    p = make_case("relu", 3, size=40, columns=6, rows=80).problem
+    s = hs.solve(p, method, effort, time_limit=1e-9)
+    assert s.status is hs.Status.TIME_LIMIT
+    assert "time_limit" in s.message
+    assert hs.verify(p, s.codes, s.scales, require="valid", claimed_loss=s.loss).ok
+    assert hs.solve(p, method, effort, time_limit=3600).status is hs.Status.FIXPOINT
+
+
+@each_descent
+def test_sweep_limit(method, monkeypatch):
+    monkeypatch.setattr(control.Control, "budget", lambda self, *efforts: 1)
+    p = make_case("relu", 3, size=60, columns=6, rows=90).problem
+    s = hs.solve(p, method)
+    assert s.status is hs.Status.SWEEP_LIMIT
+    assert "higher effort" in s.message
+    assert hs.verify(p, s.codes, s.scales, require="valid", claimed_loss=s.loss).ok
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "dccc"}, "method: 'dccc' is not one of .*; did you mean 'dcc'?"),
+        ({"method": "one-flip"}, "did you mean 'one_flip'?"),
+        ({"effort": "defualt"}, "effort: 'defualt' is not one of .*; did you mean 'default'?"),
+        ({"effort": 3}, "effort: 3 is not one of"),
+        ({"time_limit": 0}, "time_limit: must be > 0 seconds, got 0"),
+        ({"time_limit": float("nan")}, "time_limit: must be > 0"),
+        ({"threads": 0}, "threads: must be >= 1, got 0"),
+        (
+            {"init": np.ones((3, 2))},
+            r"init: must be codes of shape \(S, T\) = \(2, 1\), got \(3, 2\)",
+        ),
+        ({"init": [[1], [0]]}, "init: entries must be -1 or"),
+        ({"init": [[1], [np.nan]]}, r"init: nan at \(1, 0\)"),
+        ({"init": "start"}, "init: dtype <U5"),
+        ({"problem": np.eye(2)}, "problem: expected a hashsolve.Problem, got a ndarray"),
+    ],
+)
+def test_unusable_arguments(arguments, message):
+    p = hs.Problem(np.eye(2), np.ones((2, 1)), [4.0])
+    with pytest.raises(ValueError, match=message):
+        hs.solve(**{"problem": p, **arguments})
+
+
+# keeping
+
+
+@given(problems())
+def test_save_and_load(tmp_path_factory, p):
+    path = tmp_path_factory.mktemp("solutions") / "s.h5"
+    s = hs.solve(p)
+    s.save(path)
+    loaded = hs.Solution.load(path)
+    identical(loaded, s)
+    for field in ("energy", "lower_bound", "history", "method", "bound_name", "seed", "wall_time"):
+        np.testing.assert_array_equal(getattr(loaded, field), getattr(s, field))
+    assert loaded.codes_sha256 == s.codes_sha256
+
+
+def test_a_column_that_differs_changes_the_fingerprint(rng):
+    p = hs.Problem.from_arrays(rng.normal(size=(5, 40)), rng.normal(size=(5, 3)))
+    s = hs.solve(p)
+    codes = s.codes.copy()
+    codes[4, 2] *= -1
+    assert (
+        hs.Solution(codes, s.scales, s.loss, s.energy, s.lower_bound).codes_sha256 != s.codes_sha256
+    )
+
+
+def test_joining_columns(rng):
+    x, w = rng.normal(size=(6, 50)), rng.normal(size=(6, 5))
+    a, b = (hs.solve(hs.Problem.from_arrays(x, part)) for part in (w[:, :2], w[:, 2:]))
+    joined, whole = hs.Solution.join([a, b]), hs.solve(hs.Problem.from_arrays(x, w))
+    np.testing.assert_array_equal(joined.codes, whole.codes)
+    np.testing.assert_allclose(joined.loss, whole.loss, rtol=1e-9)
+    assert joined.sweeps == max(a.sweeps, b.sweeps)
+    assert joined.relative_error == pytest.approx(whole.relative_error)
+
+
+# real layers
+
+
+def layer_problems() -> list[str]:
+    """The groups of the file of real layer problems, where that file is."""
+    try:
+        with h5py.File(shared_data("layer_problems.h5")) as file:
+            return [f"{layer}/{kind}" for layer in file for kind in file[layer]]
+    except FileNotFoundError:
+        return []
+
+
+@pytest.mark.skipif(not layer_problems(), reason="layer_problems.h5 is not here (HASHSOLVE_DATA)")
+@pytest.mark.parametrize("group", layer_problems() or [None])
+def test_real_layers(group):
+    path = shared_data("layer_problems.h5")
+    p = hs.Problem.load(path, group)
+    with h5py.File(path) as file:
+        published = file[group]["loss_dcc"][()].sum()
+        best_known = file[group]["loss_reference"][()]
+    s, better = hs.solve(p, "dcc"), hs.solve(p, "auto")
+    assert s.loss.sum() <= published * (1 + 1e-9)
+    assert (better.loss <= s.loss * (1 + 1e-9)).all()
+    if p.inputs < 200:  # in extended precision, which takes its time
+        assert hs.verify(p, s.codes, s.scales, require="dcc", claimed_loss=s.loss).ok
+        assert hs.verify(p, better.codes, better.scales, claimed_loss=better.loss).ok
+    assert (s.lower_bound <= best_known * (1 + 1e-9)).all()
+    u = s.codes * s.scales
+    direct = p.energy - 2 * (p.cross * u).sum(axis=0) + (u * (p.gram @ u)).sum(axis=0)
+    np.testing.assert_allclose(s.loss, direct, rtol=1e-9)
+
+
+@given(quadratics(sizes=(1, 8)))
+def test_quadratics_reach_brute_force_with_restarts(p):
+    """Small programmes have few local minima: nearly always the best is found."""
+    found = hs.solve(p, "auto", "thorough")
+    assert (found.loss <= hs.solve(p, "auto").loss + 1e-9 * unit(p)).all()
+    assert np.isnan(found.relative_error)

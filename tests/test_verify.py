@@ -1,0 +1,204 @@
+"""verify: passes what is right, and finds and names each planted defect."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from strategies import cases, problems
+
+import hashsolve as hs
+from hashsolve.certificate import LEVELS
+from hashsolve.instance import signs
+from hashsolve.methods import METHODS
+from hashsolve.reference import best_scales, brute_force, loss
+
+
+@pytest.fixture
+def solved(rng):
+    """A problem with nothing special about it, and its solution."""
+    p = hs.Problem.from_arrays(rng.normal(size=(12, 60)), rng.normal(size=(12, 4)))
+    return p, hs.solve(p)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@given(problems())
+def test_what_methods_promise_is_certified(method, p):
+    s = hs.solve(p, method)
+    promise = METHODS[method].promise
+    c = hs.verify(p, s.codes, s.scales, require=promise, claimed_loss=s.loss)
+    assert c.ok, str(c)
+    assert all(LEVELS.index(level) >= LEVELS.index(promise) for level in c.level)
+    unit = np.maximum(p.energy, np.abs(s.loss))
+    assert (np.abs(c.loss - s.loss) <= 1e-9 * unit).all()
+    assert c.optimal == s.optimal.tolist()
+
+
+@given(cases(sizes=(1, 8)))
+def test_the_bound_holds_and_brute_force_passes_every_level(case):
+    p = case.problem
+    best = brute_force(p)
+    s = hs.solve(p)
+    c = hs.verify(p, s.codes, s.scales)
+    assert (np.array(c.lower_bound) <= best + 1e-9 * p.energy).all()
+    for t in np.flatnonzero(c.optimal):
+        assert c.loss[t] <= best[t] + 2e-9 * p.energy[t]
+
+
+# planted defects
+
+
+def test_wrong_scale(solved):
+    p, s = solved
+    scales = s.scales.copy()
+    scales[2] *= 1.01
+    for require in ("dcc", "one_flip"):
+        (why,) = hs.verify(p, s.codes, scales, require=require).violations
+        assert f"column 2: scale {scales[2]:.6g} is not the best, which is {s.scales[2]:.6g}" in why
+    assert hs.verify(p, s.codes, scales, require="valid").ok
+
+
+@pytest.mark.parametrize("column", [0, 3])
+@pytest.mark.parametrize("bit", [0, 5, 11])
+def test_flipped_bit(solved, bit, column):
+    p, s = solved
+    codes = s.codes.copy()
+    codes[bit, column] *= -1
+    (why,) = hs.verify(p, codes, s.scales).violations
+    assert why.startswith(f"column {column}: ")
+    (why,) = hs.verify(p, codes, best_scales(p, codes)).violations
+    assert why.startswith(f"column {column}: flipping bit ")
+    (why,) = hs.verify(p, codes, s.scales, require="valid", claimed_loss=s.loss).violations
+    assert why.startswith(f"column {column}: ") and "claims loss" in why
+
+
+@given(cases(sizes=(2, 10), kinds=("gaussian", "relu", "asymmetric")), st.data())
+def test_any_flip_that_helps_is_found(case, data):
+    """From codes of anyone: a violation if, and only if, some flip lowers the loss."""
+    p = case.problem
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    codes = rng.choice(np.array([-1, 1], np.int8), size=(p.inputs, p.columns))
+    codes *= np.where((p.cross * codes).sum(axis=0) < 0, -1, 1).astype(np.int8)
+    scales = best_scales(p, codes)
+    now = loss(p, codes, scales)
+    gains = []
+    for j in range(p.inputs):
+        flipped = codes.copy()
+        flipped[j] *= -1
+        gains.append(now - loss(p, flipped, best_scales(p, flipped)))
+    best = np.max(gains, axis=0) / np.maximum(p.energy, 1e-300)
+    assume((np.abs(best - 1e-9) > 1e-10).all())  # neither side of the tolerance by a hair
+    c = hs.verify(p, codes, scales)
+    assert [level == "one_flip" for level in c.level] == (best < 1e-9).tolist()
+    assert c.ok == (best < 1e-9).all()
+
+
+def test_dcc_fixpoint_that_a_joint_change_improves():
+    """The levels differ: such fixpoints pass "dcc" and fail "one_flip"."""
+    seen = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        p = hs.Problem.from_arrays(rng.normal(size=(20, 30)), rng.normal(size=(20, 8)))
+        s = hs.solve(p, "dcc")
+        assert hs.verify(p, s.codes, s.scales, require="dcc").ok
+        c = hs.verify(p, s.codes, s.scales)
+        assert c.ok == (c.level.count("one_flip") == 8)
+        for why in c.violations:
+            assert "and setting the scale anew lowers the loss" in why
+        seen += len(c.violations)
+    assert seen > 0
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (lambda b, a: (np.where(b == b[3, 1], b, 0), a), "are not -1 or +1"),
+        (lambda b, a: (b * 2, a), "column 0: code 0 is"),
+        (lambda b, a: (np.where(np.arange(12)[:, None] == 3, np.nan, b), a), "code 3 is nan"),
+        (lambda b, a: (b, a * np.nan), "column 0: scale nan is not a finite number >= 0"),
+        (lambda b, a: (b, np.where(np.arange(4) == 2, np.inf, a)), "column 2: scale inf"),
+        (lambda b, a: (-b, -a), "column 0: scale -"),
+        (lambda b, a: (b.T, a), "codes: must have shape (S, T) = (12, 4), got (4, 12)"),
+        (lambda b, a: (b, a[:3]), "scales: must have shape (T,) = (4,), got (3,)"),
+        (lambda b, a: (b.astype(object), a), "codes: dtype object"),
+        (lambda b, a: (b, a + 0j), "scales: dtype complex128"),
+        (lambda b, a: (b[:0], a), "codes: empty"),
+    ],
+)
+def test_unusable_solutions_are_violations(solved, plant, message):
+    p, s = solved
+    for require in LEVELS:
+        c = hs.verify(p, *plant(s.codes, s.scales), require=require)
+        assert not c.ok
+        assert message in c.violations[0]
+        assert "FAILED" in str(c)
+        json.dumps(c.to_dict(), allow_nan=False)
+
+
+def test_the_first_zero_is_counted(solved):
+    p, s = solved
+    codes = s.codes.copy()
+    codes[3, 1] = codes[7, 2] = 0
+    assert hs.verify(p, codes, s.scales).violations == [
+        "column 1: code 3 is 0; 2 entries are not -1 or +1"
+    ]
+
+
+@pytest.mark.parametrize("factor", [0.999, 1.001, -1, np.nan])
+def test_wrong_claimed_loss(solved, factor):
+    p, s = solved
+    claimed = s.loss.copy()
+    claimed[1] *= factor
+    c = hs.verify(p, s.codes, s.scales, claimed_loss=claimed)
+    assert not c.ok
+    assert all(why.startswith("column 1: ") for why in c.violations)
+    assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss * (1 + 1e-12)).ok
+
+
+def test_claimed_loss_of_another_shape(solved):
+    p, s = solved
+    c = hs.verify(p, s.codes, s.scales, claimed_loss=s.loss[:2])
+    assert not c.ok and "claimed" in c.violations[0]
+
+
+def test_fixed_scales_may_not_be_changed():
+    p = hs.Problem.from_quadratic([[1, 2], [2, 1]], [1, 0])
+    s = hs.solve(p)
+    assert hs.verify(p, s.codes, s.scales).ok
+    assert "column 0: scale 0.5 differs from the fixed 1" in str(hs.verify(p, s.codes, [0.5]))
+
+
+def test_inconsistent_sums_are_found():
+    """Energies too small for the cross sums: a loss below zero, which no arrays can have."""
+    p = hs.Problem(np.eye(2), [[2.0], [2.0]], [1.0])
+    s = hs.solve(p)
+    c = hs.verify(p, s.codes, s.scales)
+    assert not c.ok and "energies are too small" in str(c)
+
+
+def test_unknown_level(solved):
+    p, s = solved
+    with pytest.raises(ValueError, match=r"require: 'oneflip' is not one of .*'one_flip'"):
+        hs.verify(p, s.codes, s.scales, require="oneflip")
+
+
+def test_certificate_reads_well(solved):
+    p, s = solved
+    text = str(hs.verify(p, s.codes, s.scales))
+    assert text.startswith("Certificate: PASSED at level 'one_flip'\n  4 columns of 12 codes")
+    assert "columns by level: 0 valid, 0 dcc, 4 one_flip" in text
+    many = hs.verify(
+        hs.Problem.from_arrays(np.eye(12), np.ones((12, 30))), np.ones((12, 30)), 30 * [2]
+    )
+    assert str(many).endswith("… and 20 more")
+    assert json.loads(json.dumps(many.to_dict()))["ok"] is False
+
+
+@given(cases())
+def test_sign_is_valid_and_no_more_is_claimed(case):
+    p = case.problem
+    c = hs.verify(p, signs(case.weights), np.abs(case.weights).mean(axis=0), require="valid")
+    assert c.ok and len(c.level) == p.columns
