@@ -10,7 +10,7 @@ from typing import Any
 
 import h5py
 
-from hashsolve.files import atomic, sha256, write_json
+from hashsolve.files import atomic, digest, sha256, write_json
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution
 
@@ -51,16 +51,20 @@ class RunFolder:
                     shutil.rmtree(old, ignore_errors=True)
                 for name in ("report.json", "report.csv", "manifest.json"):
                     (self.path / name).unlink(missing_ok=True)
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and not all(
+            path.match(".manifest.json.*.part") for path in self.path.iterdir()
+        ):
             raise ValueError(f"{self.path}: neither empty nor a run folder; name another run_dir")
-        for folder in (self.path, self.layers, self.activations):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         for stale in self.path.glob("**/.*.part"):  # what a killed writer left
             stale.unlink()
         if not manifest.exists():
             write_json(
                 manifest, {"format": FORMAT, "fingerprints": fingerprints, "settings": settings}
             )
+        # only now: a folder that holds anything is known for a run by its manifest
+        for folder in (self.layers, self.activations):
+            folder.mkdir(exist_ok=True)
 
     def _read(self, manifest: Path) -> dict[str, Any]:
         try:
@@ -106,6 +110,7 @@ class RunFolder:
             solution.write(file)
             file.attrs["problem_sha256"] = sha256(self.problem_path(layer))
             file.attrs["layer"] = json.dumps(extra)
+            file.attrs["layer_sha256"] = digest(file.attrs["layer"])
 
     def load_layer(self, layer: str, prefix: str) -> tuple[Solution, dict[str, Any]] | str:
         """A finished layer whose earlier layers had the codes ``prefix``; else why there is none.
@@ -118,9 +123,12 @@ class RunFolder:
         try:
             solution = Solution.load(path)
             with h5py.File(path, "r", locking="best-effort") as file:
-                recorded, extra = file.attrs["problem_sha256"], json.loads(file.attrs["layer"])
-        except (ValueError, KeyError, OSError) as error:
-            return str(error)
+                recorded, text = file.attrs["problem_sha256"], file.attrs["layer"]
+                if digest(text) != file.attrs["layer_sha256"]:
+                    return f"{path}: damaged: its report does not match its SHA-256"
+                extra = json.loads(text)
+        except Exception as error:  # damaged HDF5 raises nearly anything
+            return str(error) if str(path) in str(error) else f"{path}: damaged ({error!r})"
         if not problem.exists() or sha256(problem) != recorded:
             return f"{problem}: missing or damaged"
         if extra["prefix"] != prefix:
