@@ -2,6 +2,7 @@
 """TorchNetwork: geometry, order, early stop, both kinds of pass, and a model left as found."""
 
 import contextlib
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -182,11 +183,9 @@ class Keyword(nn.Module):
         return self.layer(input=values * scale)
 
 
-class Pair(tuple):
-    _fields = ("values", "scale")
-
-    def __new__(cls, values, scale):
-        return super().__new__(cls, (values, scale))
+class Pair(NamedTuple):
+    values: object
+    scale: object
 
 
 X = torch.arange(8.0).reshape(2, 4)
@@ -195,7 +194,7 @@ BATCHES = [
     ([X, torch.zeros(2)], None),
     ((X, ["a", "b"]), None),
     ({"values": X, "scale": 1.0}, None),
-    (Pair(X, 3.0), lambda model, pair: model(pair._fields and pair[0])),
+    (Pair(X, 3.0), lambda model, pair: model(pair.values)),
     ({"image": {"x": X}}, lambda model, batch: model(batch["image"]["x"], scale=1)),
 ]
 
