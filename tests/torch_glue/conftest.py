@@ -1,6 +1,13 @@
-"""Torch on one thread, with a fixed seed."""
+"""Torch and BLAS on one thread (more of them than idle cores only wait), and a fixed seed."""
+
+import contextlib
 
 import pytest
+
+try:
+    from threadpoolctl import threadpool_limits
+except ImportError:
+    threadpool_limits = contextlib.nullcontext
 
 
 @pytest.fixture(autouse=True)
@@ -8,3 +15,5 @@ def one_thread():
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    with threadpool_limits(1):
+        yield
