@@ -8,18 +8,13 @@ from typing import Any
 import numpy as np
 
 from hashsolve import checks, reference
-from hashsolve.bounds import lower_bound
+from hashsolve.bounds import certify, dual_diagonals
+from hashsolve.control import Control
 from hashsolve.instance import Instance
+from hashsolve.levels import LEVELS, local_levels
 from hashsolve.problem import Problem
-from hashsolve.solution import OPTIMAL_TOLERANCE
+from hashsolve.solver import solve
 
-LEVELS = ("valid", "dcc", "one_flip")
-"""What can be required of a solution; each level includes those before it.
-
-valid: entries ±1, scales finite and >= 0, loss as claimed. dcc: the scale is the best for the
-codes, and no bit changes at that scale (a fixpoint of BWNH's alternation). one_flip: no flip of
-one bit lowers the loss, the scale being set anew.
-"""
 TOLERANCE = 1e-9  # share of a column's energy that a loss may be improved by or be off
 
 
@@ -48,6 +43,7 @@ class Certificate:
     loss: list[float]
     energy: list[float]
     lower_bound: list[float]
+    bound_name: str
     level: list[str]
     optimal: list[bool]
     violations: list[str]
@@ -72,7 +68,7 @@ class Certificate:
             relative = f", relative error {total / energy:.6g}" if energy > 0 else ""
             lines += [
                 f"  loss {total:.9g}{relative}",
-                f"  lower bound {sum(self.lower_bound):.9g}; "
+                f"  lower bound {sum(self.lower_bound):.9g} ({self.bound_name}); "
                 f"{sum(self.optimal)} of {self.columns} columns proven optimal",
                 "  columns by level: "
                 + ", ".join(f"{self.level.count(level)} {level}" for level in LEVELS),
@@ -98,9 +94,10 @@ def verify(
     problem : Problem
     codes : array (S, T)
     scales : array (T,)
-    require : {"one_flip", "dcc", "valid"}
-        The level below which a column is a violation; see `LEVELS`. A solution of method "dcc"
-        need not be one-flip optimal, one of "sign" is only valid.
+    require : {"one_flip", "valid", "dcc", "two_flip", "optimal"}
+        The level below which a column is a violation; see `hashsolve.levels.LEVELS`. A solution of
+        method "dcc" need not be one-flip optimal, one of "sign" is only valid. "optimal" may take
+        long: columns that no bound settles are searched exactly.
     claimed_loss : array (T,), optional
         The loss to compare with the recomputed one.
 
@@ -122,11 +119,13 @@ def verify(
     checks.choice(require, "require", LEVELS)
     violations = _unusable(problem, codes, scales)
     if violations:
-        return Certificate(require, problem.inputs, problem.columns, [], [], [], [], [], violations)
+        shape = (problem.inputs, problem.columns)
+        return Certificate(require, *shape, [], [], [], "", [], [], violations)
     codes = np.asarray(codes).astype(np.int8)
     scales = np.asarray(scales, dtype=float)
+    energy, problem = problem.energy, problem.centred()
     loss = reference.loss(problem, codes, scales)
-    unit = np.maximum(problem.energy, np.abs(loss))
+    unit = np.maximum(energy, np.abs(loss))
     tolerance = TOLERANCE * unit
     if claimed_loss is not None:
         claimed = np.asarray(claimed_loss, dtype=float)
@@ -139,83 +138,91 @@ def verify(
         for t in np.flatnonzero(loss < -tolerance):
             violations.append(f"column {t}: loss {loss[t]:.6g} < 0: the energies are too small")
 
-    level = ["valid"] * problem.columns
-    ranks = LEVELS.index(require)
-    for t, (reached, why) in enumerate(_levels(problem, codes, scales, loss, tolerance)):
-        level[t] = LEVELS[reached]
-        if reached < ranks:
-            violations.append(f"column {t}: {why}")
-    instance = Instance.of(problem)
-    bound = lower_bound(instance)[0] * instance.loss_unit * instance.loss_unit
+    bound, bound_name = _bounds(problem)
     for t in np.flatnonzero(loss < bound - tolerance):
         violations.append(f"column {t}: loss {loss[t]:.9g} is below the bound {bound[t]:.9g}")
+    wanted = LEVELS.index(require)
+    level = []
+    levels = local_levels(problem, codes, scales, loss, tolerance, require)
+    for t, (reached, why) in enumerate(levels):
+        if reached == wanted - 1 and require == "optimal":
+            bound[t], why = _prove(problem, codes, t, loss[t], bound[t], tolerance[t])
+        if loss[t] - bound[t] <= tolerance[t]:
+            reached = LEVELS.index("optimal")
+        level.append(LEVELS[reached])
+        if reached < wanted:
+            violations.append(f"column {t}: {why}")
     return Certificate(
         require=require,
         inputs=problem.inputs,
         columns=problem.columns,
         loss=loss.tolist(),
-        energy=problem.energy.tolist(),
+        energy=energy.tolist(),
         lower_bound=bound.tolist(),
+        bound_name=bound_name,
         level=level,
-        optimal=(loss - bound <= OPTIMAL_TOLERANCE * unit).tolist(),
+        optimal=(loss - bound <= tolerance).tolist(),
         violations=violations,
     )
+
+
+def _bounds(problem: Problem) -> tuple[np.ndarray, str]:
+    """Lower bounds in the problem's units; zero where only a variant's squares are known."""
+    if problem.bases > 1 or problem.scale_group is not None:
+        return np.zeros(problem.columns), "zero"
+    instance = Instance.of(problem)
+    if not instance.live.any():
+        return reference.separable(problem), "separable"
+    unit = instance.loss_unit
+    with Control("fast") as control:
+        bound = certify(instance, control, dual_diagonals(instance, control))
+    return bound * unit * unit, "dual"
+
+
+def _prove(
+    problem: Problem, codes: np.ndarray, t: int, loss: float, bound: float, tolerance: float
+) -> tuple[float, str]:
+    """A better bound for one column by exact search; what stands against its optimality, if any."""
+    if loss - bound <= tolerance:
+        return bound, ""
+    found = solve(problem.select([t]), "exact", "thorough", init=codes[:, t : t + 1])
+    bound = max(bound, float(found.lower_bound[0]))
+    if found.loss[0] < loss - tolerance:
+        return bound, f"not optimal: codes with loss {found.loss[0]:.9g} < {loss:.9g} exist"
+    return bound, f"not proven optimal: the best bound found is {bound:.9g}, the loss {loss:.9g}"
 
 
 def _unusable(problem: Problem, codes: Any, scales: Any) -> list[str]:
     """Why the codes and scales cannot even be evaluated."""
     try:
-        codes = checks.array(codes, "codes", 2)[...]
-        scales = checks.array(scales, "scales", 1)[...]
+        codes = checks.array(codes, "codes", (2, 3))[...]
+        scales = checks.array(scales, "scales", (1, 2))[...]
     except ValueError as error:
         return [str(error)]
-    shape = (problem.inputs, problem.columns)
+    names, shape = "(S, T)", (problem.inputs, problem.columns)
+    scale_names, scale_shape = "(T,)", shape[1:]
+    if problem.bases > 1:
+        names, shape = "(M, S, T)", (problem.bases, *shape)
+        scale_names, scale_shape = "(M, T)", (problem.bases, problem.columns)
+    elif problem.scale_group is not None:
+        groups = problem.inputs // problem.scale_group
+        scale_names, scale_shape = "(S / scale_group, T)", (groups, problem.columns)
     if codes.shape != shape:
-        return [f"codes: must have shape (S, T) = {shape}, got {codes.shape}"]
-    if scales.shape != shape[1:]:
-        return [f"scales: must have shape (T,) = {shape[1:]}, got {scales.shape}"]
+        return [f"codes: must have shape {names} = {shape}, got {codes.shape}"]
+    if scales.shape != scale_shape:
+        return [f"scales: must have shape {scale_names} = {scale_shape}, got {scales.shape}"]
     found = []
     bad = np.argwhere(np.abs(codes.astype(float)) != 1)
     if len(bad):
-        j, t = (int(i) for i in bad[0])
-        found.append(f"column {t}: code {j} is {codes[j, t]}; {len(bad)} entries are not -1 or +1")
-    for t in np.flatnonzero(~(np.isfinite(scales) & (scales >= 0))):
-        found.append(f"column {t}: scale {scales[t]} is not a finite number >= 0")
+        *j, t = (int(i) for i in bad[0])
+        where = ", ".join(map(str, j))
+        value = codes[tuple(bad[0])]
+        found.append(f"column {t}: code {where} is {value}; {len(bad)} entries are not -1 or +1")
+    for place in np.argwhere(~(np.isfinite(scales) & (scales >= 0))):
+        value = scales[tuple(place)]
+        found.append(f"column {place[-1]}: scale {value} is not a finite number >= 0")
     if not problem.free_scale and not found:
         for t in np.flatnonzero(scales != problem.fixed_scales):
             fixed = problem.fixed_scales[t]
             found.append(f"column {t}: scale {scales[t]:.9g} differs from the fixed {fixed:.9g}")
     return found
-
-
-def _levels(problem, codes, scales, loss, tolerance):
-    """For each column the index of the level it reaches, and why it does not reach the next."""
-    best = reference.best_scales(problem, codes)
-    best_loss = reference.loss(problem, codes, best)
-    diagonal = np.diagonal(problem.gram)
-    for t in range(problem.columns):
-        if loss[t] - best_loss[t] > tolerance[t]:
-            yield 0, f"scale {scales[t]:.6g} is not the best, which is {best[t]:.6g}"
-            continue
-        b, c = codes[:, t].astype(float), problem.cross[:, t]
-        h, alpha = problem.gram @ b, scales[t]
-        gain = 4 * alpha * (alpha * (b * h - diagonal) - b * c)  # of each flip, at this scale
-        bit = int(gain.argmax())
-        if gain[bit] > tolerance[t]:
-            yield 0, f"flipping bit {bit} at its scale lowers the loss by {gain[bit]:.6g}"
-            continue
-        if problem.free_scale:
-            p = c @ b - 2 * b * c
-            q = b @ h + 4 * (diagonal - b * h)
-            usable = q > 1e-12 * max(diagonal.max(), b @ h)
-            # p² alone could overflow
-            profiled = p * np.divide(p, q, out=np.zeros_like(p), where=usable)
-            # less what an error of 1e-12 in bᵀHb would change
-            noise = np.divide(profiled, q, out=np.zeros_like(p), where=usable)
-            gain = loss[t] - (problem.energy[t] - profiled) - 1e-12 * diagonal.max() * noise
-            bit = int(gain.argmax())
-            if gain[bit] > tolerance[t]:
-                why = "and setting the scale anew lowers the loss by"
-                yield 1, f"flipping bit {bit} {why} {gain[bit]:.6g}"
-                continue
-        yield 2, ""

@@ -8,15 +8,23 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from os import PathLike
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from hashsolve.instance import Instance
 from hashsolve.solution import Status, Sweep
 
 EFFORTS = ("fast", "default", "thorough")
 _INLINE_WORK = 20_000  # bits below which a thread costs more than it saves
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 class Control:
@@ -33,10 +41,12 @@ class Control:
         time_limit: float | None = None,
         callback: Callable[[Sweep], Any] | None = None,
         threads: int | None = None,
+        checkpoint: str | PathLike | None = None,
     ):
         self.effort = effort
         self.seed = seed
         self.callback = callback
+        self.checkpoint = checkpoint
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.threads = threads or len(os.sched_getaffinity(0))
         self.history: list[Sweep] = []
@@ -55,8 +65,8 @@ class Control:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def budget(self, fast: int, default: int, thorough: int) -> int:
-        """The one of three budgets of counted work that the effort names."""
+    def budget(self, fast: float, default: float, thorough: float) -> Any:
+        """The one of three budgets (or tolerances) that the effort names."""
         return (fast, default, thorough)[EFFORTS.index(self.effort)]
 
     def columns(self, kernel: Callable, shared: tuple, rows: tuple) -> None:
@@ -80,12 +90,32 @@ class Control:
         for job in jobs:
             job.result()
 
+    def each(self, job: Callable[[int], Any], count: int) -> None:
+        """Run ``job(t)`` for every t below ``count`` on the threads, BLAS on one thread in each.
+
+        A job may write only what is its own, so the result does not depend on the threads.
+        """
+        with _blas().limit(limits=1, user_api="blas"):
+            if self.threads == 1 or count == 1:
+                for t in range(count):
+                    job(t)
+                return
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.threads)
+            for done in [self._pool.submit(job, t) for t in range(count)]:
+                done.result()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time limit has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
     def record(self, instance: Instance, loss: np.ndarray, flips: int) -> Status | None:
         """Note a sweep (``loss`` (T,) in the instance's units); say whether to stop, and why."""
         total = float((loss * instance.loss_unit * instance.loss_unit).sum())
         self.history.append(Sweep(total, int(flips)))
         if self.callback is not None and self.callback(self.history[-1]):
             return Status.STOPPED
-        if self.deadline is not None and time.monotonic() > self.deadline:
+        if self.out_of_time:
             return Status.TIME_LIMIT
         return None

@@ -86,16 +86,16 @@ class Instance:
         )
 
     @cached_property
-    def spectrum(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues (ascending) and eigenvectors of the Gram matrix."""
-        return linalg.eigh(self.gram, driver="evd")
+    def smallest_eigenvalue(self) -> float:
+        """Of the Gram matrix."""
+        return float(linalg.eigvalsh(self.gram, subset_by_index=(0, 0))[0])
 
     @cached_property
     def weights(self) -> np.ndarray:
         """W, or the minimum-norm least-squares solution, (T, S')."""
         if self.known_weights is not None:
             return self.known_weights
-        values, vectors = self.spectrum
+        values, vectors = linalg.eigh(self.gram, driver="evd")
         kept = np.abs(values) > len(values) * np.finfo(float).eps * np.abs(values).max(initial=0.0)
         return (self.cross @ vectors[:, kept] / values[kept]) @ vectors[:, kept].T
 

@@ -297,6 +297,16 @@ class Problem:
         """Whether scales are found by the solver."""
         return self.fixed_scales is None
 
+    def select(self, columns: Any) -> Problem:
+        """The problem of some columns only, in the order of these indices."""
+        kept = np.asarray(columns, dtype=int)
+        sub = {
+            field: getattr(self, field)[..., kept]
+            for field in ("cross", "energy", "weights", "fixed_scales", "target_sum")
+            if getattr(self, field) is not None
+        }
+        return replace(self, **sub)
+
     def centred(self) -> Problem:
         """The problem whose loss is this one's at the best intercepts: sums less their means."""
         if not self.intercept:

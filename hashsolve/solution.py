@@ -26,6 +26,10 @@ class Status(Enum):
     SWEEP_LIMIT = (
         "stopped at the effort's sweep limit before a fixpoint; use a higher effort to go on"
     )
+    NODE_LIMIT = (
+        "stopped at the effort's node budget with some columns unproven; the bounds hold, a higher "
+        "effort goes on"
+    )
     TIME_LIMIT = (
         "stopped by time_limit, so the result may differ from run to run; raise it, or lower effort"
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from hashsolve import checks
-from hashsolve.bounds import lower_bound
+from hashsolve.bounds import cheap_bounds
 from hashsolve.control import EFFORTS, Control
 from hashsolve.instance import Instance
 from hashsolve.methods import METHODS, Method
@@ -34,15 +35,18 @@ def solve(
     callback: Callable[[Sweep], Any] | None = None,
     *,
     threads: int | None = None,
+    checkpoint: str | PathLike | None = None,
 ) -> Solution:
     """Solve a hashing problem: min ‖Y − X̂ᵀBA‖² over codes B and scales A.
 
     Parameters
     ----------
     problem : Problem
-    method : {"auto", "sign", "dcc", "one_flip"}
+    method : {"auto", "sign", "dcc", "one_flip", "babai", "beam", "tabu", "exact"}
         "sign" is BWN (sign(W), mean |W|), "dcc" the method of BWNH, "one_flip" descends on the
-        loss with the scale profiled out, "auto" combines what there is.
+        loss with the scale profiled out; "babai" and "beam" search the triangular form, "tabu"
+        walks from a pool of codes; "exact" proves the optimum, as far as its budget goes; "auto"
+        combines them.
     effort : {"fast", "default", "thorough"}
         A budget of counted work, so that the answer is reproducible. "thorough" also restarts
         descent methods from perturbed starts.
@@ -56,6 +60,8 @@ def solve(
         Called with each `Sweep` (loss, flips); return true to stop.
     threads : int, optional
         Threads that share the columns; all cores where not given.
+    checkpoint : path, optional
+        A file that method "exact" keeps its search in, and goes on from where it exists.
 
     Returns
     -------
@@ -87,7 +93,7 @@ def solve(
     begun = time.perf_counter()
     plain = problem.centred()
     start = None if init is None else _start(init, problem)
-    with Control(effort, seed, time_limit, callback, threads) as control:
+    with Control(effort, seed, time_limit, callback, threads, checkpoint) as control:
         if plain.bases > 1:
             solution = solve_bases(
                 plain, start, lambda part, codes: _solve(part, chosen, codes, control.again())
@@ -108,6 +114,8 @@ def solve(
 def _solve(problem: Problem, method: Method, init: np.ndarray | None, control: Control) -> Solution:
     """Solve a plain problem: one code and one scale a column."""
     instance = Instance.of(problem)
+    if not instance.live.any():
+        return _without_inputs(problem, instance)
     start = instance.start if init is None else init[instance.live].T
     outcome = _search(method, instance, np.ascontiguousarray(start), control)
     # what is reported is computed afresh from the codes and scales themselves
@@ -115,9 +123,12 @@ def _solve(problem: Problem, method: Method, init: np.ndarray | None, control: C
     loss = state.loss(outcome.scales)
     if instance.free:
         # what rounding alone can put below zero is zero; more would show inconsistent sums
-        noise = 1e-12 * (np.abs(instance.energy) + outcome.scales**2 * np.abs(state.q))
+        size = np.sqrt(np.diagonal(instance.gram)).sum() ** 2  # what bᵀHb sums, at most
+        noise = 1e-11 * instance.energy + 1e-13 * size * outcome.scales**2
         loss[(loss < 0) & (loss > -noise)] = 0.0
-    bound, bound_name = lower_bound(instance)
+    bound, bound_name = outcome.bound, outcome.bound_name
+    if bound is None:
+        bound, bound_name = cheap_bounds(instance, control)
     unit = instance.loss_unit
     return Solution(
         codes=instance.restore(state.codes),
@@ -129,6 +140,21 @@ def _solve(problem: Problem, method: Method, init: np.ndarray | None, control: C
         bound_name=bound_name,
         sweeps=max(len(control.history) - 1, 0),
         history=tuple(control.history),
+    )
+
+
+def _without_inputs(problem: Problem, instance: Instance) -> Solution:
+    """A quadratic programme of nothing but linear terms: each bit is the sign of its own."""
+    loss = instance.energy * instance.loss_unit * instance.loss_unit
+    return Solution(
+        codes=instance.restore(np.empty((problem.columns, 0), dtype=np.int8)),
+        scales=instance.scale_unit.copy(),
+        loss=loss,
+        energy=problem.energy.copy(),
+        lower_bound=loss.copy(),
+        status=Status.OPTIMAL,
+        bound_name="separable",
+        history=(Sweep(float(loss.sum()), 0),),
     )
 
 
@@ -158,7 +184,7 @@ def _better(instance: Instance, a: Outcome, b: Outcome, control: Control) -> Out
     loss_a, loss_b = (State(instance, o.codes, control).loss(o.scales) for o in (a, b))
     keep = loss_a < loss_b
     codes = np.where(keep[:, None], a.codes, b.codes)
-    return Outcome(codes, np.where(keep, a.scales, b.scales), b.status)
+    return b._replace(codes=codes, scales=np.where(keep, a.scales, b.scales))
 
 
 def _start(init: Any, problem: Problem) -> np.ndarray:

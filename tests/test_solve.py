@@ -23,6 +23,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 DESCENT = sorted(name for name, method in METHODS.items() if method.promise != "valid")
 each_method = pytest.mark.parametrize("method", sorted(METHODS))
 each_descent = pytest.mark.parametrize("method", DESCENT)
+each_sweeper = pytest.mark.parametrize("method", ["dcc", "one_flip"])
 
 
 def unit(problem: hs.Problem) -> np.ndarray:
@@ -80,7 +81,7 @@ def test_loss_is_the_explicit_one(method, case):
     s = hs.solve(p, method)
     wanted = explicit_loss(case.inputs, case.target, s.codes, s.scales)
     rounding = 1e-14 * s.scales**2 * np.abs(p.gram).sum()  # large scales: bᵀHb cancels
-    tolerance = 1e-9 * np.maximum(wanted, unit(p)) + rounding
+    tolerance = 1e-9 * np.maximum(wanted, unit(p)) + rounding + 1e-15 * unit(p).max()
     assert (np.abs(s.loss - wanted) <= tolerance).all()
 
 
@@ -111,8 +112,8 @@ def test_brute_force_up_to_twelve_inputs():
 def test_history_never_rises(method, p, effort):
     s = hs.solve(p, method, effort)
     losses = np.array([sweep.loss for sweep in s.history])
-    assert (np.diff(losses) <= 1e-11 * unit(p).sum()).all()
-    assert s.loss.sum() <= losses[-1] + 1e-11 * unit(p).sum()
+    assert (np.diff(losses) <= 1e-10 * unit(p).sum()).all()
+    assert s.loss.sum() <= losses[-1] + 1e-10 * unit(p).sum()
     assert s.history[0].flips == 0
 
 
@@ -145,7 +146,7 @@ def test_result_is_a_fixpoint(method, p, effort):
             assert (loss(p, flipped, best_scales(p, flipped)) >= s.loss - slack).all()
 
 
-@each_descent
+@each_sweeper
 @given(problems())
 def test_solving_again_from_the_result_changes_nothing(method, p):
     s = hs.solve(p, method)
@@ -200,21 +201,36 @@ def test_permuting_columns(method, case, seed):
     np.testing.assert_array_equal(a.scales[order], b.scales)
 
 
-@each_method
+def turned(case, seed):
+    """The problem, and the same with the signs of some inputs changed."""
+    p = case.problem
+    turn = np.random.default_rng(seed).choice([-1, 1], size=(p.inputs, 1))
+    other = with_fields(
+        p, gram=p.gram * turn * turn.T, cross=p.cross * turn, weights=p.weights * turn
+    )
+    return p, other, turn
+
+
+@pytest.mark.parametrize("method", ["sign", "dcc", "one_flip"])
 @given(cases(kinds=("gaussian", "dead", "relu", "duplicated", "asymmetric")), SEEDS)
 def test_flipping_the_sign_of_inputs(method, case, seed):
     """X̂_j → −X̂_j turns b_j and nothing else."""
-    p = case.problem
-    turn = np.random.default_rng(seed).choice([-1, 1], size=(p.inputs, 1))
+    p, other, turn = turned(case, seed)
     start = signs(p.weights)
-    turned = with_fields(
-        p, gram=p.gram * turn * turn.T, cross=p.cross * turn, weights=p.weights * turn
-    )
     a = hs.solve(p, method, init=start)
-    b = hs.solve(turned, method, init=start * turn)
+    b = hs.solve(other, method, init=start * turn)
     live = p.gram.any(axis=1)
     np.testing.assert_array_equal(a.codes[live], (b.codes * turn)[live])
     np.testing.assert_array_equal(a.scales, b.scales)
+
+
+@pytest.mark.parametrize("method", ["babai", "beam", "tabu", "exact", "auto"])
+@given(cases(kinds=("gaussian", "relu", "asymmetric"), rows=(20, 40)), SEEDS)
+def test_flipping_the_sign_of_inputs_changes_no_loss(method, case, seed):
+    """Where two codes tie, either may be found."""
+    p, other, _ = turned(case, seed)
+    a, b = hs.solve(p, method), hs.solve(other, method)
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-9, atol=1e-9 * p.energy.max())
 
 
 @each_method
@@ -246,10 +262,12 @@ def test_threads_change_nothing(method, p, threads, effort):
         identical(hs.solve(p, method, effort, threads=threads), one)
 
 
-@pytest.mark.parametrize("threads", [2, 3, None])
-def test_threads_change_nothing_at_their_real_size(threads, rng):
-    p = hs.Problem.from_arrays(rng.normal(size=(200, 300)), rng.normal(size=(200, 120)))
-    identical(hs.solve(p, threads=threads), hs.solve(p, threads=1))
+@pytest.mark.parametrize("method", ["auto", "dcc"])
+def test_threads_change_nothing_at_their_real_size(method, rng):
+    p = hs.Problem.from_arrays(rng.normal(size=(200, 300)), rng.normal(size=(200, 24)))
+    one = hs.solve(p, method, "fast", threads=1)
+    for threads in (2, 3, None):
+        identical(hs.solve(p, method, "fast", threads=threads), one)
 
 
 @each_method
@@ -331,7 +349,7 @@ def test_one_input_one_column():
 # stopping
 
 
-@each_descent
+@each_sweeper
 @pytest.mark.parametrize("sweeps", [1, 2])
 def test_callback_stops(method, sweeps):
     p = make_case("relu", 3, size=40, columns=6, rows=80).problem
@@ -342,7 +360,7 @@ def test_callback_stops(method, sweeps):
     assert whole.loss.sum() <= stopped.loss.sum() <= seen[-1].loss * (1 + 1e-9)
 
 
-@each_descent
+@each_sweeper
 def test_callback_sees_every_sweep(method):
     p = make_case("relu", 3, size=40, columns=6, rows=80).problem
     seen = []
@@ -352,7 +370,7 @@ def test_callback_sees_every_sweep(method):
     assert sum(sweep.flips for sweep in seen) > 0
 
 
-@each_descent
+@each_sweeper
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_time_limit(method, effort):
     p = make_case("relu", 3, size=40, columns=6, rows=80).problem
@@ -363,7 +381,7 @@ def test_time_limit(method, effort):
     assert hs.solve(p, method, effort, time_limit=3600).status is hs.Status.FIXPOINT
 
 
-@each_descent
+@each_sweeper
 def test_sweep_limit(method, monkeypatch):
     monkeypatch.setattr(control.Control, "budget", lambda self, *efforts: 1)
     p = make_case("relu", 3, size=60, columns=6, rows=90).problem

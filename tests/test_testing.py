@@ -122,7 +122,7 @@ def test_effort_must_be_monotone():
         s = hs.solve(problem, "sign" if effort == "thorough" else "one_flip")
         return s.codes, s.scales
 
-    with pytest.raises(LawBroken, match="more effort gave a larger loss"):
+    with pytest.raises(LawBroken, match=r"more effort gave a larger loss"):
         check_solver(worse_with_effort, ("effort",))
 
 
@@ -148,7 +148,7 @@ def test_pooled_groups_are_caught():
         gram = sum(h for h, _, _ in triples)
         return [(gram, c, e) for _, c, e in triples]
 
-    with pytest.raises(LawBroken, match="H is not that of its patches"):
+    with pytest.raises(LawBroken, match=r"H is not that of its patches"):
         check_sums(pooled)
 
 
@@ -168,10 +168,10 @@ def test_averaged_batches_are_caught():
             for g in range(geometry.groups)
         ]
 
-    with pytest.raises(LawBroken, match="group 0"):
+    with pytest.raises(LawBroken, match=r"group 0"):
         check_sums(averaged)
 
 
 def test_unknown_law():
-    with pytest.raises(ValueError, match="did you mean 'one_flip'"):
+    with pytest.raises(ValueError, match=r"did you mean 'one_flip'"):
         check_solver(descend, ("oneflip",))

@@ -34,7 +34,6 @@ def test_what_methods_promise_is_certified(method, p):
     assert all(LEVELS.index(level) >= LEVELS.index(promise) for level in c.level)
     unit = np.maximum(p.energy, np.abs(s.loss))
     assert (np.abs(c.loss - s.loss) <= 1e-9 * unit).all()
-    assert c.optimal == s.optimal.tolist()
 
 
 @given(cases(sizes=(1, 8)))
@@ -92,7 +91,7 @@ def test_any_flip_that_helps_is_found(case, data):
     best = np.max(gains, axis=0) / np.maximum(p.energy, 1e-300)
     assume((np.abs(best - 1e-9) > 1e-10).all())  # neither side of the tolerance by a hair
     c = hs.verify(p, codes, scales)
-    assert [level == "one_flip" for level in c.level] == (best < 1e-9).tolist()
+    assert [level in ("one_flip", "optimal") for level in c.level] == (best < 1e-9).tolist()
     assert c.ok == (best < 1e-9).all()
 
 
@@ -105,7 +104,7 @@ def test_dcc_fixpoint_that_a_joint_change_improves():
         s = hs.solve(p, "dcc")
         assert hs.verify(p, s.codes, s.scales, require="dcc").ok
         c = hs.verify(p, s.codes, s.scales)
-        assert c.ok == (c.level.count("one_flip") == 8)
+        assert c.ok == (c.level.count("dcc") == 0)
         for why in c.violations:
             assert "and setting the scale anew lowers the loss" in why
         seen += len(c.violations)

@@ -11,9 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hashsolve.methods.auto import auto
+from hashsolve.methods.babai import babai
+from hashsolve.methods.beam import beam
 from hashsolve.methods.dcc import dcc
+from hashsolve.methods.exact import exact
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.sign import sign
+from hashsolve.methods.tabu import tabu
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Method:
     ----------
     run : callable
     promise : str
-        The level of `hashsolve.certificate.LEVELS` that its result meets.
+        The level of `hashsolve.levels.LEVELS` that its result meets.
     restarts : bool
         Whether ``effort="thorough"`` runs it from perturbed starts too.
     """
@@ -38,5 +42,9 @@ METHODS = {
     "sign": Method(sign, promise="valid", restarts=False),
     "dcc": Method(dcc, promise="dcc"),
     "one_flip": Method(one_flip, promise="one_flip"),
-    "auto": Method(auto, promise="one_flip"),
+    "babai": Method(babai, promise="one_flip", restarts=False),
+    "beam": Method(beam, promise="one_flip", restarts=False),
+    "tabu": Method(tabu, promise="one_flip", restarts=False),
+    "exact": Method(exact, promise="one_flip", restarts=False),
+    "auto": Method(auto, promise="one_flip", restarts=False),
 }

@@ -1,4 +1,4 @@
-"""auto: the methods there are, one after the other, each from the best so far."""
+"""auto: the heuristics together, and proof where it is cheap."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import numpy as np
 
 from hashsolve.control import Control
 from hashsolve.instance import Instance
-from hashsolve.methods.dcc import dcc
-from hashsolve.methods.one_flip import one_flip
-from hashsolve.methods.outcome import Outcome
+from hashsolve.methods.exact import ENUMERATED, enumerate_codes, prove
+from hashsolve.methods.improve import improve
+from hashsolve.methods.outcome import STOPPED, Outcome
 from hashsolve.solution import Status
+
+PROVABLE = (64, 100, 160)
+"""Inputs, by effort, up to which a proof is tried."""
+NODES = (1_000_000, 5_000_000, 50_000_000)
+"""Nodes of that try a column, by effort."""
 
 
 def auto(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
-    """`dcc` from the start, then `one_flip` from there: never worse than `dcc` in any column."""
-    first = dcc(instance, start, control)
-    if first.status in (Status.TIME_LIMIT, Status.STOPPED):
-        return first
-    return one_flip(instance, first.codes, control)
+    """Enumerate small problems; else `improve`, then try to prove what is not too large.
+
+    Never worse in any column than `dcc` or `one_flip` from the same start.
+    """
+    inputs = instance.gram.shape[0]
+    if inputs <= ENUMERATED:
+        return enumerate_codes(instance, start, control)
+    found = improve(instance, start, control)
+    if found.status in STOPPED or inputs > control.budget(*PROVABLE):
+        return found
+    proven = prove(instance, found, control, control.budget(*NODES))
+    if proven.status is Status.NODE_LIMIT:  # the proof was only a try
+        return proven._replace(status=found.status)
+    return proven

@@ -1,0 +1,364 @@
+"""Branch and bound for one column: over the semidefinite dual, sphere decoding below.
+
+A subproblem fixes some codes. Where the scale is free, the fixed codes act as one code: their rows
+are added up with their signs, and what is left is a smaller problem of the same kind. (At a fixed
+scale they go into the linear term.) Every subproblem gets its own diagonals (`hashsolve.dual`)
+and decision orders; the pair whose tree of the sphere decoder is estimated to be the smallest is
+searched, or, where even that is too large, split in two at the first code of its order.
+
+Subproblems are taken from a stack, ``ROUND`` at a time, all with the incumbent the round began
+with: the answer is the same for any number of threads. A `Search` is all there is between rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import lapack
+
+from hashsolve.dual import (
+    SMALLEST_NORM,
+    UNIT_ROUNDOFF,
+    certified_bounds,
+    cholesky_error,
+    factorise,
+    improve_diagonal,
+    solve_factored,
+)
+from hashsolve.kernels.estimate import estimate
+from hashsolve.kernels.order import decision_order
+from hashsolve.kernels.sphere import sphere
+
+Array = NDArray[np.float64]
+Codes = NDArray[np.int8]
+
+ROUND = 8
+# The barrier stays this heavy: a diagonal nearer to the relaxation's optimum bounds the root
+# better, but makes the matrix nearly singular and the tree below larger.
+BARRIER = 1e-2
+ENERGY_SHARES = (0.5, 0.25, 0.75)  # of the decision order
+PROBE_NODES = 200_000  # searched before any estimate is made
+SPLIT_NODES = 4_000_000  # a tree estimated to be larger is split
+WIDTH = 500  # samples a level
+
+
+TOLERANCE = 5e-10
+"""Share of its size (energy) by which codes must be better to be looked for."""
+
+
+class Search(NamedTuple):
+    """The state of a search: what is proven, and what is left to do."""
+
+    codes: Codes  # (S,) the incumbent
+    loss: float
+    open_codes: Codes  # (K, S) subproblems left, 0 where a code is not fixed
+    open_diagonal: Array  # (K, S) their diagonals to start from
+    open_bound: Array  # (K,) their proven lower bounds
+    size: float  # what tolerances are relative to
+    squared_scale: float  # no codes worth finding have a larger one
+    nodes: int = 0  # of the sphere searches
+    subproblems: int = 0
+
+    def lower_bound(self) -> float:
+        """What no codes can go below."""
+        floor = self.loss - TOLERANCE * self.size
+        return min(floor, self.open_bound.min()) if len(self.open_bound) else floor
+
+
+def column_loss(gram: Array, cross: Array, energy: float, codes: Codes, free: bool) -> float:
+    """The loss of one column, at its best scale where the scale is free."""
+    bits = codes.astype(np.float64)
+    p, q = cross @ bits, bits @ gram @ bits
+    if not free:
+        return float(energy - 2.0 * p + q)
+    return float(energy - p * p / q) if q > 0.0 else float(energy)
+
+
+def start_search(
+    gram: Array, cross: Array, energy: float, codes: Codes, start: Array, free: bool
+) -> Search:
+    """The search before its first step: one subproblem with, for a free scale, one code fixed.
+
+    ``codes`` is the incumbent, ``start`` of `hashsolve.dual.starting_diagonal`.
+    """
+    inputs = len(cross)
+    diagonal, _ = improve_diagonal(gram, cross[None], energy, start, free, BARRIER)
+    root = np.zeros((1, inputs), dtype=np.int8)
+    if free:
+        root[0, np.argmax(np.diag(gram))] = 1
+    loss = column_loss(gram, cross, energy, codes, free)
+    squared_scale = scale_limit(gram, cross, energy, diagonal, loss) if free else 1.0
+    size = abs(energy) if free else max(abs(energy), abs(loss))
+    bound = np.array([-np.inf])
+    return Search(codes.copy(), loss, root, diagonal[None], bound, size, squared_scale)
+
+
+def search_column(
+    gram: Array,
+    cross: Array,
+    energy: float,
+    search: Search,
+    free: bool,
+    node_budget: int,
+    threads: int = 1,
+    callback: Callable[[Search], bool] | None = None,
+) -> Search:
+    """Go on with a search until it is finished or its budget is spent.
+
+    The incumbent is optimal to within ``TOLERANCE * size``, size being the energy (at a fixed
+    scale: the larger of |energy| and the first |loss|), when no subproblem is open. Rounding is
+    accounted for: no subproblem is dropped unless it cannot hold codes better than that.
+
+    Parameters
+    ----------
+    node_budget : sphere nodes, counted from the search's start; checked between rounds.
+    callback : called after every round; the search stops when it returns True.
+    """
+    margin = TOLERANCE * search.size
+
+    def solve(item: tuple[Codes, Array, float]) -> _Outcome:
+        return _subproblem(
+            gram, cross, energy, free, search.loss, margin, search.squared_scale, *item
+        )
+
+    with ThreadPoolExecutor(threads) as pool:
+        while len(search.open_bound) and search.nodes < node_budget:
+            taken = slice(max(0, len(search.open_bound) - ROUND), None)
+            kept = slice(0, taken.start)
+            outcomes = list(
+                pool.map(
+                    solve,
+                    zip(
+                        search.open_codes[taken],
+                        search.open_diagonal[taken],
+                        search.open_bound[taken],
+                        strict=True,
+                    ),
+                )
+            )
+            codes, loss = search.codes, search.loss
+            for outcome in outcomes:
+                if outcome.codes is not None:
+                    reached = column_loss(gram, cross, energy, outcome.codes, free)
+                    if reached < loss:
+                        codes, loss = outcome.codes, reached
+            search = Search(
+                codes,
+                loss,
+                np.concatenate([search.open_codes[kept], *(o.open_codes for o in outcomes)]),
+                np.concatenate([search.open_diagonal[kept], *(o.open_diagonal for o in outcomes)]),
+                np.concatenate([search.open_bound[kept], *(o.open_bound for o in outcomes)]),
+                search.size,
+                search.squared_scale,
+                search.nodes + sum(o.nodes for o in outcomes),
+                search.subproblems + len(outcomes),
+            )
+            if callback is not None and callback(search):
+                break
+    return search
+
+
+class _Outcome(NamedTuple):
+    """What became of a subproblem: at most one better codes, at most two subproblems."""
+
+    nodes: int
+    codes: Codes | None
+    open_codes: Codes
+    open_diagonal: Array
+    open_bound: Array
+
+
+class _Tree(NamedTuple):
+    """One way to search a subproblem: the arguments of the sphere kernel, and their origin."""
+
+    lower: Array
+    target: Array
+    offset: float
+    order: NDArray[np.int64]
+    diagonal: Array
+
+
+def _subproblem(
+    gram: Array,
+    cross: Array,
+    energy: float,
+    free: bool,
+    loss: float,
+    margin: float,
+    squared_scale: float,
+    fixed: Codes,
+    diagonal: Array,
+    bound: float,
+) -> _Outcome:
+    """Bound a subproblem, search it, or split it."""
+    inputs = len(cross)
+    nothing = np.empty((0, inputs))
+    done = _Outcome(0, None, nothing.astype(np.int8), nothing, np.empty(0))
+    unfixed = np.flatnonzero(fixed == 0)
+    if bound >= loss - margin:
+        return done
+    if len(unfixed) == 0:
+        return done._replace(codes=fixed)
+    small_gram, small_cross, small_energy = contract(gram, cross, energy, fixed, free)
+    inherited = diagonal[unfixed]
+    if free:
+        inherited = np.concatenate([[diagonal[fixed != 0].sum()], inherited])
+    problem = (small_gram, small_cross, small_energy)
+    found, _ = improve_diagonal(
+        small_gram, small_cross[None], small_energy, inherited, free, BARRIER, 6, loss, BARRIER
+    )
+    own_bounds, found = certified_bounds(
+        small_gram, small_cross[None], np.array([small_energy]), found, inherited, free
+    )
+    bound = max(bound, float(own_bounds[0]))
+    if bound >= loss - margin:
+        return done
+
+    nodes, better = 0, None
+
+    def search(tree: _Tree, limit: int) -> bool:
+        """Whether the tree was searched completely; keeps the best codes met."""
+        nonlocal nodes, better, loss
+        rounding = _rounding(gram, small_gram, small_energy, tree.diagonal, squared_scale, free)
+        codes = np.zeros(len(found), dtype=np.int8)
+        visited, reached, complete = sphere(
+            tree.lower,
+            tree.target,
+            tree.offset,
+            loss - margin + rounding,
+            rounding - margin,
+            free,
+            limit,
+            codes,
+        )
+        nodes += visited
+        if reached < np.inf:
+            signs = np.empty_like(codes)
+            signs[tree.order] = codes
+            met = fixed.copy()
+            met[unfixed] = signs[1:] if free else signs
+            met_loss = column_loss(gram, cross, energy, met, free)
+            if met_loss < loss:
+                better, loss = met, met_loss
+        return complete
+
+    tree = _plant(*problem, found, free, ENERGY_SHARES[0])
+    if tree is not None and search(tree, PROBE_NODES):
+        return done._replace(nodes=nodes, codes=better)
+
+    sharper, _ = improve_diagonal(
+        small_gram, small_cross[None], small_energy, found, free, BARRIER / 4, 6, loss, BARRIER / 4
+    )
+    trees = [
+        _plant(*problem, candidate, free, share)
+        for candidate in (inherited, found, sharper)
+        for share in ENERGY_SHARES
+    ]
+    trees = [tree for tree in trees if tree is not None]
+    # The smallest of many estimates is likely one that is too small: the best are estimated anew.
+    for keep, width in ((2, WIDTH), (1, 3 * WIDTH)):
+        sizes = [
+            estimate(tree.lower, tree.target, tree.offset, loss, free, width, width)
+            for tree in trees
+        ]
+        best = np.argsort(sizes, kind="stable")[:keep]
+        trees = [trees[i] for i in best]
+    if trees:
+        tree = trees[0]
+        if sizes[best[0]] <= SPLIT_NODES and search(tree, 2 * SPLIT_NODES):
+            return done._replace(nodes=nodes, codes=better)
+    else:  # no diagonal could be proven: nothing to do but split
+        tree = _Tree(nothing, nothing, 0.0, np.arange(len(found)), inherited)
+
+    first = tree.order[1 if free else 0]
+    children = np.stack([fixed, fixed])
+    children[:, unfixed[first - 1 if free else first]] = (-1, 1)
+    passed_on = np.zeros(inputs)
+    passed_on[unfixed] = tree.diagonal[1:] if free else tree.diagonal
+    if free:
+        passed_on[np.argmax(fixed != 0)] = tree.diagonal[0]
+    return _Outcome(
+        nodes, better, children, np.stack([passed_on, passed_on]), np.array([bound, bound])
+    )
+
+
+def _plant(
+    gram: Array, cross: Array, energy: float, diagonal: Array, free: bool, share: float
+) -> _Tree | None:
+    """Order and factorise ``gram + diag(diagonal)``."""
+    factor = factorise(gram, diagonal)
+    if factor is None:
+        return None
+    inverse = np.tril(lapack.dpotri(factor, lower=1)[0])
+    inverse += np.tril(inverse, -1).T
+    matrix = gram + np.diag(diagonal)
+    order = np.empty(len(cross), dtype=np.int64)
+    decision_order(matrix, np.ascontiguousarray(inverse), int(free), share, order)
+    backward = order[::-1]
+    factor = factorise(matrix[np.ix_(backward, backward)], 0.0)
+    if factor is None:
+        return None
+    target, _ = lapack.dtrtrs(factor, cross[backward], lower=1)
+    offset = energy - target @ target - (0.0 if free else diagonal.sum())
+    # Row k of lower involves the first k + 1 codes of the order.
+    lower = np.ascontiguousarray(np.tril(factor).T[::-1, ::-1])
+    return _Tree(lower, np.ascontiguousarray(target[::-1]), float(offset), order, diagonal)
+
+
+def _rounding(
+    gram: Array, small_gram: Array, energy: float, diagonal: Array, squared_scale: float, free: bool
+) -> float:
+    """What rounding may add to the loss of any codes in a tree, at any scale worth looking at.
+
+    With (sum_j sqrt(M_jj))^2 >= b'|L||L'|b for the factor L of M, as in the usual error analysis of
+    the factorisation and of the row sums. A diagonal whose sum is not zero costs that much more.
+    """
+    size = np.sqrt(np.abs(np.diag(gram))).sum()
+    size += np.sqrt(np.abs(np.diag(small_gram)) + np.abs(diagonal)).sum()
+    relative = 16 * (len(gram) + 4) * UNIT_ROUNDOFF
+    rounding = relative * (abs(energy) + squared_scale * size**2)
+    return float(rounding + (squared_scale * max(diagonal.sum(), 0.0) if free else 0.0))
+
+
+def contract(
+    gram: Array, cross: Array, energy: float, fixed: Codes, free: bool
+) -> tuple[Array, Array, float]:
+    """The problem that is left when some codes are fixed.
+
+    For a free scale its first code, +1, stands for all those fixed.
+    """
+    unfixed = np.flatnonzero(fixed == 0)
+    bits = fixed.astype(np.float64)
+    products = gram @ bits
+    rest = gram[np.ix_(unfixed, unfixed)]
+    if not free:
+        rest_energy = energy - 2.0 * (cross @ bits) + bits @ products
+        return rest, cross[unfixed] - products[unfixed], float(rest_energy)
+    small = np.empty((len(unfixed) + 1, len(unfixed) + 1))
+    small[0, 0] = bits @ products
+    small[0, 1:] = small[1:, 0] = products[unfixed]
+    small[1:, 1:] = rest
+    return small, np.concatenate([[cross @ bits], cross[unfixed]]), energy
+
+
+def scale_limit(gram: Array, cross: Array, energy: float, diagonal: Array, loss: float) -> float:
+    """An upper bound on the squared scale of any codes with at most this loss.
+
+    With M = gram + diag(d), sum(d) == 0 and M - tI positive definite, the certificate of M - tI
+    says loss >= energy - c'(M - tI)^-1 c + squared scale * S t.
+    """
+    limit = max(energy, 0.0) / (SMALLEST_NORM * max(np.trace(gram), np.finfo(float).tiny))
+    centred = diagonal - diagonal.mean()
+    factor = factorise(gram, centred)
+    if factor is None:
+        return limit
+    shift = 0.5 / np.trace(lapack.dpotri(factor, lower=1)[0])  # at most half the least eigenvalue
+    factor = factorise(gram, centred - shift - 2.0 * cholesky_error(gram, centred))
+    if factor is None:
+        return limit
+    explained = cross @ solve_factored(factor, cross[None])[0]
+    return float(max(0.0, min(limit, 1.01 * (loss - energy + explained) / (len(gram) * shift))))

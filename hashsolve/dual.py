@@ -1,0 +1,208 @@
+"""Free diagonals: for one column, diagonals that prove lower bounds, by the semidefinite dual.
+
+Codes have b_j² = 1, so H + diag(d) costs every code the same as H up to a known constant: nothing
+for Σd = 0 and a free scale, Σd for a scale fixed at 1. Every d that makes M = H + diag(d) positive
+definite therefore proves
+
+    loss >= e − cᵀM⁻¹c          (free scale, Σd = 0)
+    loss >= e − cᵀM⁻¹c − Σd     (fixed scale)
+
+d = 0 is the least-squares bound; the best d is the dual of the semidefinite relaxation. Arrays are
+those of an `hashsolve.instance.Instance`: ``gram`` (S, S) and one column's ``cross`` (S,).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import lapack
+
+Array = NDArray[np.float64]
+
+UNIT_ROUNDOFF = 2.0**-53
+SMALLEST_NORM = 1e-6
+"""Where no diagonal of sum zero makes the Gram matrix positive definite, a free scale is unlimited
+and nothing can be proven in floating point. Codes with bᵀHb below this share of trace(H) are then
+taken to reach nothing."""
+
+
+def starting_diagonal(gram: Array, smallest: float, cross: Array, free: bool) -> Array:
+    """A uniform diagonal that makes the Gram matrix safely positive definite.
+
+    Free scale: the smallest one, zero for a well-conditioned Gram matrix. Fixed scale: one that is
+    well inside, as the barrier starts from here.
+
+    Parameters
+    ----------
+    smallest : float
+        The smallest eigenvalue of ``gram``.
+    """
+    size = np.abs(np.diag(gram)).mean()
+    margin = 1e-10 * size + 8 * cholesky_error(gram)
+    if not free:
+        return np.full(len(gram), max(margin, 0.1 * size, np.abs(cross).mean()) - smallest)
+    return np.full(len(gram), 0.0 if smallest > margin else margin + max(0.0, -smallest))
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def improve_diagonal(
+    gram: Array,
+    cross: Array,
+    energy: float,
+    start: Array,
+    free: bool,
+    tolerance: float = 1e-4,
+    max_steps: int = 60,
+    target: float = np.inf,
+    barrier: float = 0.1,
+) -> tuple[Array, int]:
+    """Raise a bound by Newton's method with a log-det barrier.
+
+    The bound is ``energy - sum_t c_t' M^-1 c_t``, less ``sum(d)`` at a fixed scale.
+    The barrier's weight falls with every step that was taken in full; on its path the distance to
+    the optimum is ``S * weight``. Stops when that is below ``tolerance * energy``, when the bound
+    has passed ``target``, or when the optimum is seen not to reach it.
+
+    Returns the diagonal and the number of steps.
+    """
+    inputs = len(gram)
+    diagonal = start.copy()
+    factor = factorise(gram, diagonal)
+    if factor is None or (free and not cross.any()):
+        return diagonal, 0
+    solution = solve_factored(factor, cross)
+    scale = max(abs(energy), (cross * solution).sum(), np.finfo(float).tiny)
+    weight = barrier * scale / inputs
+    smallest_weight = tolerance * scale / inputs
+    value = _barrier_value(cross, solution, factor, diagonal, weight, free)
+    steps = 0
+    while steps < max_steps:
+        steps += 1
+        inverse = lapack.dpotri(factor, lower=1)[0]  # its lower triangle; so is all that follows
+        gradient = np.einsum("ts,ts->s", solution, solution) + weight * np.diag(inverse)
+        curvature = (weight * inverse + 2.0 * (solution.T @ solution)) * inverse
+        hessian, failed = lapack.dpotrf(curvature, lower=1, overwrite_a=1)
+        if failed or not np.isfinite(hessian[-1, -1]):
+            break
+        if free:
+            toward, uniform = solve_factored(hessian, np.stack([gradient, np.ones(inputs)]))
+            direction = toward - uniform * ((toward.sum() + diagonal.sum()) / uniform.sum())
+            slope = direction @ (gradient - gradient.mean())
+        else:
+            gradient -= 1.0
+            direction = solve_factored(hessian, gradient[None])[0]
+            slope = direction @ gradient
+        if not np.isfinite(slope):  # a Gram matrix of (nearly) nothing
+            break
+        length = 1.0
+        while length > 1e-8:
+            trial = diagonal + length * direction
+            trial_factor = factorise(gram, trial)
+            if trial_factor is not None:
+                trial_solution = solve_factored(trial_factor, cross)
+                trial_value = _barrier_value(
+                    cross, trial_solution, trial_factor, trial, weight, free
+                )
+                if trial_value >= value + 0.01 * length * slope - 1e-9 * abs(value):
+                    break
+            length *= 0.5
+        else:
+            break
+        diagonal, factor, solution = trial, trial_factor, trial_solution
+        reached = energy - (cross * solution).sum() - (0.0 if free else diagonal.sum())
+        if reached > target:
+            break
+        if length == 1.0 and slope < 0.3 * weight * inputs:
+            if weight <= smallest_weight or reached + weight * inputs < target < np.inf:
+                break
+            weight = max(0.15 * weight, smallest_weight)
+        value = _barrier_value(cross, solution, factor, diagonal, weight, free)
+    return diagonal, steps
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def certified_bounds(
+    gram: Array, cross: Array, energy: Array, diagonal: Array, start: Array, free: bool
+) -> tuple[Array, Array]:
+    """Proven lower bounds of columns from one diagonal, which need not be exact in any sense.
+
+    Moves the diagonal toward ``start`` until a shifted Cholesky factorisation succeeds, whose
+    backward error is known; bounds cᵀM⁻¹c by an approximate solution and its residual; and
+    subtracts the rounding of all that.
+
+    Parameters
+    ----------
+    cross, energy : array (K, S), (K,)
+    diagonal : array (S,)
+    start : array (S,)
+        Of `starting_diagonal`.
+
+    Returns
+    -------
+    bounds : array (K,)
+    diagonal : array (S,)
+        The one that proves them.
+    """
+    inputs = len(gram)
+    centre = start - start.mean() if free else start
+    for blend in (0.0, 1e-6, 1e-4, 1e-2, 1.0, None):
+        if blend is None:  # the last resort is the start itself, its sum not zero
+            proven = start
+        else:
+            proven = (1.0 - blend) * diagonal + blend * centre
+            if free:
+                proven = proven - proven.mean()
+        error = cholesky_error(gram, proven)
+        factor = factorise(gram, proven - 2.0 * error)
+        if factor is not None:
+            break
+    else:
+        return np.full(len(cross), -np.inf), start
+    # Here M >= error·I: see cholesky_error. For any x, with r = c − Mx,
+    # cᵀM⁻¹c = xᵀ(c + r) + rᵀM⁻¹r <= xᵀ(c + r) + |r|² / error.
+    solution = solve_factored(factor, cross)
+    residual = cross - (solution @ gram + proven * solution)
+    gamma = 2.0 * (inputs + 4) * UNIT_ROUNDOFF
+    size = np.abs(solution)
+    slack = gamma * (size @ np.abs(gram) + np.abs(proven) * size + np.abs(cross))  # of the residual
+    quadratic = (solution * (cross + residual)).sum(axis=1)
+    quadratic += (np.linalg.norm(residual, axis=1) + np.linalg.norm(slack, axis=1)) ** 2 / error
+    quadratic += (size * (slack + gamma * (np.abs(cross) + np.abs(residual)))).sum(axis=1)
+    excess = proven.sum() + gamma * np.abs(proven).sum()  # > 0 by rounding, if by nothing else
+    if free:
+        reach = SMALLEST_NORM * max(np.trace(gram), np.finfo(float).tiny)
+        excess = max(excess, 0.0) / reach * np.maximum(energy, 0.0)
+    bounds = energy - quadratic - excess
+    rounding = 4 * UNIT_ROUNDOFF * (np.abs(energy) + np.abs(quadratic) + np.abs(excess))
+    bounds = bounds - rounding
+    return np.where(np.isfinite(bounds), bounds, -np.inf), proven
+
+
+def cholesky_error(gram: Array, diagonal: Array | float = 0.0) -> float:
+    """What rounding may do to the eigenvalues of a matrix whose Cholesky factorisation succeeds.
+
+    If it runs to completion on A, then A + E is positive definite with
+    ``|E| <= g / (1 - g) * trace(A)``, g = (S + 1) u (Rump 2006); twice that covers forming A.
+    """
+    trace = np.abs(np.diag(gram) + diagonal).sum()
+    return float(2.0 * (len(gram) + 4) * UNIT_ROUNDOFF * trace) + np.finfo(float).tiny
+
+
+def factorise(gram: Array, diagonal: Array) -> Array | None:
+    """Lower Cholesky factor of ``gram + diag(diagonal)``, or None."""
+    matrix = gram.copy()
+    matrix.ravel()[:: len(gram) + 1] += diagonal
+    factor, failed = lapack.dpotrf(matrix.T, lower=1, overwrite_a=1, clean=0)
+    return None if failed or not np.isfinite(factor[-1, -1]) else factor
+
+
+def solve_factored(factor: Array, right: Array) -> Array:
+    """Rows of ``right`` through the factored matrix."""
+    return lapack.dpotrs(factor, right.T, lower=1)[0].T
+
+
+def _barrier_value(
+    cross: Array, solution: Array, factor: Array, diagonal: Array, weight: float, free: bool
+) -> float:
+    value = 2.0 * weight * np.log(np.diag(factor)).sum() - (cross * solution).sum()
+    return float(value if free else value - diagonal.sum())

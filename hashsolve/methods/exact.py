@@ -1,0 +1,103 @@
+"""exact: proven optimal codes, by enumeration or by branch and bound."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hashsolve.bounds import start_diagonals
+from hashsolve.branch import search_column, start_search
+from hashsolve.checkpoint import Checkpoint
+from hashsolve.control import Control
+from hashsolve.instance import Instance
+from hashsolve.kernels.gray import gray
+from hashsolve.methods.improve import improve, open_columns
+from hashsolve.methods.one_flip import one_flip
+from hashsolve.methods.outcome import STOPPED, Outcome
+from hashsolve.solution import Status
+from hashsolve.state import State
+
+ENUMERATED = 18
+"""At most so many inputs are enumerated: 2^17 codes, a millisecond."""
+NODES = (20_000_000, 2_000_000_000, 1_000_000_000_000)
+"""Nodes a column, by effort; a core visits some 3·10⁷ a second."""
+_FIRST = 20_000_000  # nodes of a column's first try, all columns side by side
+
+
+def exact(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
+    """The optimum of every column, or the best codes and the search tree's proven bound.
+
+    With at most `ENUMERATED` inputs all codes are enumerated in Gray-code order. Else the
+    heuristics find an incumbent, and a branch and bound over the semidefinite dual with sphere
+    decoding below (`hashsolve.branch`) closes the gap, within a budget of nodes that effort sets.
+    """
+    if instance.gram.shape[0] <= ENUMERATED:
+        return enumerate_codes(instance, start, control)
+    found = improve(instance, start, control)
+    if found.status in STOPPED:
+        return found
+    return prove(instance, found, control, control.budget(*NODES))
+
+
+def enumerate_codes(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
+    """Try all codes of each column; the start is kept where nothing is better."""
+    begin = State(instance, start, control)
+    stopped = control.record(instance, begin.loss(begin.scales), 0)
+    if stopped:
+        return Outcome(begin.codes, begin.scales, stopped)
+    codes = np.ones_like(begin.codes)
+    bound = np.empty(len(codes))
+
+    def search(t: int) -> None:
+        column = (instance.gram, instance.cross[t], instance.energy[t], instance.free, codes[t])
+        bound[t] = gray(*column)[1]
+
+    control.each(search, len(codes))
+    best = State(instance, codes, control)  # its losses are computed afresh
+    keep = begin.loss(begin.scales) <= best.loss(best.scales)
+    last = one_flip(instance, np.where(keep[:, None], begin.codes, best.codes), control)
+    bound = np.maximum(bound, 0.0) if instance.free else bound
+    left = open_columns(instance, last, bound, control)
+    status = last.status if len(left) else Status.OPTIMAL
+    return last._replace(status=status, bound=bound, bound_name="enumeration")
+
+
+def prove(instance: Instance, found: Outcome, control: Control, nodes: int) -> Outcome:
+    """Search the columns that are not proven yet, within so many nodes each.
+
+    The first 2·10⁷ nodes of all columns run side by side, one thread each; what is left then is
+    searched column after column on all threads. Neither changes the answer.
+    """
+    codes, bound = found.codes.copy(), found.bound.copy()
+    columns = open_columns(instance, found, bound, control)
+    starts = start_diagonals(instance)
+    checkpoint = Checkpoint.of(control.checkpoint, instance)
+    complete = np.zeros(len(codes), dtype=np.bool_)
+
+    def search(t: int, budget: int, threads: int) -> None:
+        column = (instance.gram, instance.cross[t], float(instance.energy[t]))
+        state = checkpoint.load(int(t))
+        if state is None:
+            state = start_search(*column, found.codes[t], starts[t], instance.free)
+
+        def keep(state) -> bool:
+            checkpoint.save(int(t), state)
+            return control.out_of_time
+
+        state = search_column(*column, state, instance.free, budget, threads, keep)
+        checkpoint.save(int(t), state, now=True)
+        codes[t] = state.codes
+        bound[t] = max(bound[t], state.lower_bound())
+        complete[t] = not len(state.open_bound)
+
+    control.each(lambda i: search(columns[i], min(nodes, _FIRST), 1), len(columns))
+    for t in columns:
+        if not complete[t] and nodes > _FIRST and not control.out_of_time:
+            control.each(lambda _, t=t: search(t, nodes, control.threads), 1)
+    last = one_flip(instance, codes, control)
+    if complete[columns].all():
+        status = Status.OPTIMAL
+    else:
+        status = Status.TIME_LIMIT if control.out_of_time else Status.NODE_LIMIT
+    bound = np.maximum(bound, 0.0) if instance.free else bound
+    name = "branch and bound" if complete.any() else found.bound_name
+    return last._replace(status=status, bound=bound, bound_name=name)

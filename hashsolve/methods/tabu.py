@@ -1,0 +1,77 @@
+"""tabu: one-flip tabu walks from a pool of codes that breed; strong where H is well conditioned."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hashsolve.bounds import dual_bounds, dual_diagonals, dual_name
+from hashsolve.control import EFFORTS, Control
+from hashsolve.instance import Instance
+from hashsolve.kernels.tabu import evolve
+from hashsolve.methods.beam import best_of
+from hashsolve.methods.one_flip import one_flip
+from hashsolve.methods.outcome import STOPPED, Outcome
+from hashsolve.solution import Status
+
+MEMBERS = 16
+"""Of a pool."""
+TENURE = 7
+"""Moves that a flipped bit rests, at least; at most twice that."""
+PATIENCE = 1
+"""Moves per input that a walk goes on without a new best."""
+KICK = 4
+"""Random flips of a child, at most."""
+STALE = 1_000
+"""Children in a row that may fail before a search is over."""
+MOVES = (10_000_000, 50_000_000, 500_000_000)
+"""Moves of one column times S, by effort: a move costs O(S). Each makes the lesser's too."""
+
+
+def tabu(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
+    """Evolve a pool of the descended start and random codes near it, then `one_flip`."""
+    first = one_flip(instance, start, control)
+    if first.status in STOPPED:
+        return first
+    random = np.random.default_rng(control.seed)
+    # the same turns in every column: the answer does not depend on the order of columns
+    turns = np.where(random.random((MEMBERS, start.shape[1])) < 0.2, -1, 1).astype(np.int8)
+    turns[0] = 1
+    pools = first.codes[:, None, :] * turns
+    for moves in MOVES[: EFFORTS.index(control.effort) + 1]:
+        evolve_pools(instance, pools, control, moves)
+    last = one_flip(instance, best_of(instance, pools, control), control)
+    bound = dual_bounds(instance, control, dual_diagonals(instance, control))
+    status = Status.TIME_LIMIT if control.out_of_time else last.status
+    return last._replace(status=status, bound=bound, bound_name=dual_name(instance))
+
+
+def evolve_pools(
+    instance: Instance,
+    pools: np.ndarray,
+    control: Control,
+    moves: int,
+    columns: np.ndarray | None = None,
+) -> None:
+    """Improve the pools (T, E, S) in place by ``moves`` / S moves each; a pool's best is kept."""
+    inputs = instance.gram.shape[0]
+    order = np.arange(len(pools)) if columns is None else columns
+
+    def walk(i: int) -> None:
+        if control.out_of_time:
+            return
+        t = order[i]
+        evolve(
+            instance.gram,
+            instance.cross[t],
+            instance.energy[t],
+            pools[t],
+            instance.free,
+            moves // inputs,
+            PATIENCE * inputs,
+            TENURE,
+            KICK,
+            STALE,
+            control.seed,
+        )
+
+    control.each(walk, len(order))
