@@ -9,11 +9,12 @@ import numpy as np
 from hashsolve.bounds import dual_bounds, dual_diagonals, dual_name
 from hashsolve.control import EFFORTS, Control
 from hashsolve.instance import Instance
-from hashsolve.methods.beam import beam_pools, best_of
+from hashsolve.lattice import Lattice
+from hashsolve.methods.beam import beam_pool, best_of
 from hashsolve.methods.dcc import dcc
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
-from hashsolve.methods.tabu import MEMBERS, evolve_pools
+from hashsolve.methods.tabu import MEMBERS, evolve_pool
 from hashsolve.solution import OPTIMAL_TOLERANCE, Status
 from hashsolve.state import State
 
@@ -51,15 +52,22 @@ def improve(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     diagonals = dual_diagonals(instance, control)
     bound = dual_bounds(instance, control, diagonals)
     order = open_columns(instance, first, bound, control)
-    codes = first.codes
-    for stage in STAGES[: EFFORTS.index(control.effort) + 1]:
-        leaves = MEMBERS // stage.windows
-        pools = beam_pools(
-            instance, codes, diagonals, control, stage.width, stage.windows, leaves, order
-        )
-        pools = np.ascontiguousarray(pools[:, :MEMBERS])
-        evolve_pools(instance, pools, control, stage.moves, order)
-        codes = best_of(instance, pools, control)
+    lattice = Lattice(instance, diagonals)
+    codes = first.codes.copy()
+
+    def search(i: int) -> None:
+        t = order[i]
+        form = lattice.triangle(t)
+        for stage in STAGES[: EFFORTS.index(control.effort) + 1]:
+            if control.out_of_time:
+                return
+            leaves = MEMBERS // stage.windows
+            pool = beam_pool(instance, t, form, codes[t], stage.width, stage.windows, leaves)
+            pool = np.ascontiguousarray(pool[:MEMBERS])
+            evolve_pool(instance, t, pool, stage.moves, control.seed)
+            codes[t] = best_of(instance, t, pool)
+
+    control.each(search, len(order))
     last = one_flip(instance, codes, control)
     status = Status.TIME_LIMIT if control.out_of_time else last.status
     return last._replace(status=status, bound=bound, bound_name=dual_name(instance))

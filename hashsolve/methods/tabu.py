@@ -36,42 +36,35 @@ def tabu(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     # the same turns in every column: the answer does not depend on the order of columns
     turns = np.where(random.random((MEMBERS, start.shape[1])) < 0.2, -1, 1).astype(np.int8)
     turns[0] = 1
-    pools = first.codes[:, None, :] * turns
-    for moves in MOVES[: EFFORTS.index(control.effort) + 1]:
-        evolve_pools(instance, pools, control, moves)
-    last = one_flip(instance, best_of(instance, pools, control), control)
+    codes = first.codes.copy()
+
+    def search(t: int) -> None:
+        pool = codes[t] * turns
+        for moves in MOVES[: EFFORTS.index(control.effort) + 1]:
+            if not control.out_of_time:
+                evolve_pool(instance, t, pool, moves, control.seed)
+        codes[t] = best_of(instance, t, pool)
+
+    control.each(search, len(codes))
+    last = one_flip(instance, codes, control)
     bound = dual_bounds(instance, control, dual_diagonals(instance, control))
     status = Status.TIME_LIMIT if control.out_of_time else last.status
     return last._replace(status=status, bound=bound, bound_name=dual_name(instance))
 
 
-def evolve_pools(
-    instance: Instance,
-    pools: np.ndarray,
-    control: Control,
-    moves: int,
-    columns: np.ndarray | None = None,
-) -> None:
-    """Improve the pools (T, E, S) in place by ``moves`` / S moves each; a pool's best is kept."""
-    inputs = instance.gram.shape[0]
-    order = np.arange(len(pools)) if columns is None else columns
-
-    def walk(i: int) -> None:
-        if control.out_of_time:
-            return
-        t = order[i]
-        evolve(
-            instance.gram,
-            instance.cross[t],
-            instance.energy[t],
-            pools[t],
-            instance.free,
-            moves // inputs,
-            PATIENCE * inputs,
-            TENURE,
-            KICK,
-            STALE,
-            control.seed,
-        )
-
-    control.each(walk, len(order))
+def evolve_pool(instance: Instance, t: int, pool: np.ndarray, moves: int, seed: int) -> None:
+    """Improve column t's pool (E, S) in place by ``moves`` / S moves; its best is never lost."""
+    inputs = pool.shape[1]
+    evolve(
+        instance.gram,
+        instance.cross[t],
+        instance.energy[t],
+        pool,
+        instance.free,
+        moves // inputs,
+        PATIENCE * inputs,
+        TENURE,
+        KICK,
+        STALE,
+        seed,
+    )
