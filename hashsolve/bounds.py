@@ -11,7 +11,8 @@ from hashsolve.instance import Instance
 SHARED_ABOVE = 1500
 """More inputs than this share one diagonal, found for all columns at once."""
 MAX_STEPS = 60
-TOLERANCE = 5e-3
+TOLERANCE, COARSE_TOLERANCE, COARSE_ABOVE = 5e-3, 2e-2, 400
+"""Shares of the energy to which duals are solved; the coarse one for more inputs than the last."""
 
 
 def cheap_bounds(instance: Instance, control: Control) -> tuple[np.ndarray, str]:
@@ -49,13 +50,15 @@ def start_diagonals(instance: Instance) -> np.ndarray:
 
 
 def dual_diagonals(
-    instance: Instance, control: Control, tolerance: float = TOLERANCE
+    instance: Instance, control: Control, tolerance: float | None = None
 ) -> np.ndarray:
     """A diagonal a column near the optimum of its semidefinite dual, (T, S).
 
-    Each costs a dozen factorisations of an S×S matrix at the default tolerance (a share of the
-    energy), half as many again at 1e-4. Where S is above `SHARED_ABOVE`, one serves all columns.
+    Each costs about ten factorisations of an S×S matrix, twice as many at a tolerance of 1e-4.
+    Where S is above `SHARED_ABOVE`, one diagonal serves all columns.
     """
+    if tolerance is None:
+        tolerance = TOLERANCE if len(instance.gram) <= COARSE_ABOVE else COARSE_TOLERANCE
     starts = start_diagonals(instance)
     if shared(instance):
         weight = np.sqrt(1.0 / np.maximum(instance.energy, np.finfo(float).tiny))

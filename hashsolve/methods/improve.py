@@ -29,7 +29,7 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage(2, 15_000, 10_000_000),
-    Stage(3, 150_000, 50_000_000),
+    Stage(3, 100_000, 30_000_000),
     Stage(4, 600_000, 500_000_000),
 )
 """One an effort. Each effort does all that the lesser ones do and goes on from their best, so that
