@@ -20,7 +20,7 @@ _INTERVAL = 20.0  # seconds between writes
 class Checkpoint:
     """Searches of an instance's columns, kept in a file that is written whole or not at all.
 
-    Without a path nothing is kept. A file of another problem is refused.
+    Without a path they are kept in memory only. A file of another problem is refused.
     """
 
     def __init__(self, path: Path | None, fingerprint: str):
@@ -56,11 +56,11 @@ class Checkpoint:
         return self.states.get(column)
 
     def save(self, column: int, state: Search, now: bool = False) -> None:
-        """Keep a column's search; the file is written every 20 seconds, or now."""
-        if self.path is None:
-            return
+        """Keep a column's search; the file, if any, is written every 20 seconds, or now."""
         with self._lock:
             self.states[column] = state
+            if self.path is None:
+                return
             if now or time.monotonic() - self._written > _INTERVAL:
                 with atomic(self.path) as part, h5py.File(part, "w", locking=False) as file:
                     file.attrs["problem"] = self.fingerprint
