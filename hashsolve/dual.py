@@ -37,7 +37,7 @@ def starting_diagonal(gram: Array, smallest: float, cross: Array, free: bool) ->
     smallest : float
         The smallest eigenvalue of ``gram``.
     """
-    size = np.abs(np.diag(gram)).mean()
+    size = np.abs(np.diag(gram)).mean() or np.abs(gram).max()
     margin = 1e-10 * size + 8 * cholesky_error(gram)
     if not free:
         return np.full(len(gram), max(margin, 0.1 * size, np.abs(cross).mean()) - smallest)
