@@ -44,6 +44,7 @@ ENERGY_SHARES = (0.5, 0.25, 0.75)  # of the decision order
 PROBE_NODES = 200_000  # searched before any estimate is made
 SPLIT_NODES = 4_000_000  # a tree estimated to be larger is split
 WIDTH = 500  # samples a level
+SUBPROBLEM_NODES = 10_000  # what a subproblem itself takes of the budget, so that it always ends
 
 
 TOLERANCE = 5e-10
@@ -62,6 +63,11 @@ class Search(NamedTuple):
     squared_scale: float  # no codes worth finding have a larger one
     nodes: int = 0  # of the sphere searches
     subproblems: int = 0
+
+    @property
+    def work(self) -> int:
+        """What has been spent of a node budget."""
+        return self.nodes + SUBPROBLEM_NODES * self.subproblems
 
     def lower_bound(self) -> float:
         """What no codes can go below."""
@@ -115,7 +121,7 @@ def search_column(
 
     Parameters
     ----------
-    node_budget : sphere nodes, counted from the search's start; checked between rounds.
+    node_budget : of `Search.work`, counted from the search's start; checked between rounds.
     callback : called after every round; the search stops when it returns True.
     """
     margin = TOLERANCE * search.size
@@ -126,7 +132,7 @@ def search_column(
         )
 
     with ThreadPoolExecutor(threads) as pool:
-        while len(search.open_bound) and search.nodes < node_budget:
+        while len(search.open_bound) and search.work < node_budget:
             taken = slice(max(0, len(search.open_bound) - ROUND), None)
             kept = slice(0, taken.start)
             outcomes = list(
