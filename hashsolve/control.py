@@ -23,7 +23,8 @@ _INLINE_WORK = 20_000  # bits below which a thread costs more than it saves
 
 
 @cache
-def _blas() -> ThreadpoolController:
+def blas() -> ThreadpoolController:
+    """What sets the threads of BLAS; found once, as looking for libraries takes milliseconds."""
     return ThreadpoolController()
 
 
@@ -95,7 +96,7 @@ class Control:
 
         A job may write only what is its own, so the result does not depend on the threads.
         """
-        with _blas().limit(limits=1, user_api="blas"):
+        with blas().limit(limits=1, user_api="blas"):
             if self.threads == 1 or count == 1:
                 for t in range(count):
                     job(t)

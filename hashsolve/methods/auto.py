@@ -13,7 +13,7 @@ from hashsolve.solution import Status
 
 PROVABLE = (64, 100, 160)
 """Inputs, by effort, up to which a proof is tried."""
-NODES = (1_000_000, 5_000_000, 30_000_000)
+NODES = (1_000_000, 5_000_000, 15_000_000)
 """Nodes of that try a column, by effort."""
 
 
