@@ -48,7 +48,9 @@ class Checkpoint:
                 if file.attrs.get("problem") != fingerprint:
                     raise ValueError(f"{path}: a checkpoint of another problem; name another file")
                 for name, group in file.items():
-                    made.states[int(name)] = _read(group)
+                    made.states[int(name)] = state = _read(group)
+                    if group.attrs["sha256"] != digest(*state):
+                        raise ValueError(f"{path}: damaged: column {name} is not as written")
         return made
 
     def load(self, column: int) -> Search | None:
@@ -72,6 +74,7 @@ class Checkpoint:
 def _write(group: h5py.Group, state: Search) -> None:
     for name, value in state._asdict().items():
         group.create_dataset(name, data=value)
+    group.attrs["sha256"] = digest(*state)
 
 
 def _read(group: h5py.Group) -> Search:
