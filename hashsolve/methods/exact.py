@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hashsolve.bounds import start_diagonals
-from hashsolve.branch import search_column, start_search
+from hashsolve.branch import column_loss, search_column, start_search
 from hashsolve.checkpoint import Checkpoint
 from hashsolve.control import Control
 from hashsolve.instance import Instance
@@ -78,6 +78,9 @@ def prove(instance: Instance, found: Outcome, control: Control, nodes: int) -> O
         state = checkpoint.load(int(t))
         if state is None:
             state = start_search(*column, found.codes[t], starts[t], instance.free)
+        loss = column_loss(*column, found.codes[t], instance.free)
+        if loss < state.loss:  # a checkpoint of a run whose heuristics found less
+            state = state._replace(codes=found.codes[t].copy(), loss=loss)
 
         def keep(state) -> bool:
             checkpoint.save(int(t), state)
