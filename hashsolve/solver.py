@@ -90,6 +90,8 @@ def solve(
         raise ValueError(f"time_limit: must be > 0 seconds, got {time_limit!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads: must be >= 1, got {threads!r}")
+    if checkpoint is not None and (problem.bases > 1 or problem.scale_group is not None):
+        raise ValueError("checkpoint: not for problems with bases or scale_group, which alternate")
     begun = time.perf_counter()
     plain = problem.centred()
     start = None if init is None else _start(init, problem)
