@@ -43,7 +43,11 @@ def check_below_the_optimum(kind, size, seed):
         found, _ = proven(column, effort)
         for name, bound in found.items():
             assert not np.isnan(bound)
-            assert bound == 0 and column.free or Fraction(bound) <= best, (name, bound, float(best))
+            assert (bound == 0 and column.free) or Fraction(bound) <= best, (
+                name,
+                bound,
+                float(best),
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,7 +70,7 @@ def test_any_diagonal_proves_a_bound(kind, size, seed, spread):
     with Control() as control:
         bound = bounds.certify(instance, control, wild)[0]
     best, _ = optimum(column)
-    assert bound == 0 and column.free or bound == -np.inf or Fraction(bound) <= best
+    assert (bound == 0 and column.free) or bound == -np.inf or Fraction(bound) <= best
 
 
 @pytest.mark.parametrize("kind", FREE)

@@ -1,0 +1,458 @@
+"""Exact search: equal to enumeration, the same for any threads, and taken up where it stopped."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import h5py
+import numpy as np
+import pytest
+from columns import KINDS, losses, make_column
+from data import shared_data
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import make_case, problems, quadratics
+
+import hashsolve as hs
+from hashsolve import branch
+from hashsolve.bounds import start_diagonals
+from hashsolve.checkpoint import Checkpoint
+from hashsolve.control import Control
+from hashsolve.kernels.gray import gray
+from hashsolve.reference import all_codes, brute_force
+
+exact_method = importlib.import_module("hashsolve.methods.exact")  # not its function
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def unit(problem, loss):
+    """What a proof is relative to."""
+    return np.maximum(problem.energy, np.abs(loss))
+
+
+def rounding(problem):
+    """What sums of this size may be off by."""
+    scales = 0 if problem.free_scale else problem.fixed_scales
+    size = scales * np.abs(problem.cross).sum(axis=0) + scales**2 * np.abs(problem.gram).sum()
+    return 1e-9 * problem.energy + 1e-13 * size
+
+
+@pytest.fixture
+def branching(monkeypatch):
+    """No enumeration, no heuristics' help, and trees split early."""
+    monkeypatch.setattr(exact_method, "ENUMERATED", 0)
+    monkeypatch.setattr(branch, "PROBE_NODES", 3)
+    monkeypatch.setattr(branch, "SPLIT_NODES", 8)
+    monkeypatch.setattr(branch, "WIDTH", 20)
+    monkeypatch.setattr(branch, "SUBPROBLEM_NODES", 0)
+
+
+def search(column, threads=1, budget=10**9, callback=None, state=None):
+    """Search a column from all ones."""
+    gram, cross, energy, free = column
+    if state is None:
+        ones = np.ones(len(cross), dtype=np.int8)
+        start = start_diagonals(column.instance)[0]
+        state = branch.start_search(gram, cross, energy, ones, start, free)
+    return branch.search_column(gram, cross, energy, state, free, budget, threads, callback)
+
+
+# the optimum
+
+
+@given(problems(sizes=(1, 12)))
+def test_equals_brute_force(p):
+    s = hs.solve(p, "exact")
+    best = brute_force(p)
+    assert (np.abs(s.loss - best) <= 1e-7 * unit(p, best) + rounding(p)).all()
+    assert (s.lower_bound <= best + rounding(p)).all()
+    assert s.bound_name in ("enumeration", "separable")
+
+
+@given(st.sampled_from(KINDS), st.integers(1, 10), SEEDS)
+def test_branch_and_bound_equals_brute_force(kind, size, seed):
+    """The search itself, without enumeration or heuristics."""
+    column = make_column(kind, size, seed)
+    found = search(column)
+    best = losses(column, all_codes(size).T).min()
+    assert not len(found.open_bound)
+    assert abs(found.loss - best) <= 1e-8 * column.size
+    assert found.lower_bound() <= best + 1e-12 * column.size
+    reached = branch.column_loss(*column[:3], found.codes, column.free)
+    assert found.loss == reached
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "zero cross"])
+@pytest.mark.parametrize("size", (11, 15))
+def test_branch_and_bound_equals_enumeration(kind, size, branching):
+    column = make_column(kind, size, size)
+    codes = np.ones(size, dtype=np.int8)
+    best, _ = gray(*column, codes)
+    found = search(column, threads=2)
+    assert not len(found.open_bound)
+    assert abs(found.loss - best) <= 1e-8 * column.size
+    if kind in ("full", "asymmetric", "indefinite"):
+        same = found.codes == codes
+        assert same.all() or (column.free and not same.any())
+
+
+@pytest.mark.parametrize("kind", ["full", "asymmetric", "singular", "duplicated", "scale one"])
+@pytest.mark.parametrize("method", ["exact", "auto"])
+def test_solve_beyond_enumeration(kind, method):
+    column = make_column(kind, 20, 5)
+    scale = {} if column.free else {"fixed_scales": [1.0]}
+    p = hs.Problem(column.gram, column.cross[:, None], [column.energy], **scale)
+    s = hs.solve(p, method)
+    assert s.status is hs.Status.OPTIMAL and s.optimal.all()
+    assert s.loss == pytest.approx(float(brute_force(p)[0]), abs=1e-9 * column.size)
+    assert hs.verify(p, s.codes, s.scales, require="one_flip", claimed_loss=s.loss).ok
+
+
+@given(quadratics(sizes=(1, 10)))
+def test_indefinite(p):
+    s = hs.solve(p, "exact")
+    np.testing.assert_allclose(s.loss, brute_force(p), rtol=1e-9, atol=1e-9)
+    assert s.optimal.all()
+
+
+def test_nothing_to_decide():
+    """Programmes on which a branch and bound has everything tied, and never ends by itself."""
+    p = hs.Problem.from_quadratic(1 - np.eye(30))
+    s = hs.solve(p, "exact", "fast")
+    assert s.loss.tolist() == [-30.0] and s.lower_bound[0] <= -30
+    assert s.status in (hs.Status.OPTIMAL, hs.Status.NODE_LIMIT)
+
+
+# threads, budgets
+
+
+@pytest.mark.parametrize("kind", ["full", "asymmetric", "indefinite", "scale one"])
+def test_threads_change_nothing(kind, branching):
+    column = make_column(kind, 16, 3)
+    one = search(column)
+    assert one.subproblems > branch.ROUND
+    for threads in (2, 3):
+        other = search(column, threads)
+        np.testing.assert_array_equal(other.codes, one.codes)
+        assert (other.loss, other.nodes, other.subproblems) == (
+            one.loss,
+            one.nodes,
+            one.subproblems,
+        )
+
+
+def test_threads_change_no_solution(branching):
+    p = make_case("asymmetric", 3, size=24, columns=3, rows=72).problem
+    found = [hs.solve(p, "exact", "fast", threads=threads) for threads in (1, 2, 3)]
+    for s in found:
+        np.testing.assert_array_equal(s.codes, found[0].codes)
+        np.testing.assert_array_equal(s.lower_bound, found[0].lower_bound)
+        assert s.status is hs.Status.OPTIMAL
+
+
+@pytest.mark.parametrize("kind", ["full", "asymmetric", "indefinite", "scale one"])
+def test_stopping_after_every_round(kind, branching):
+    """The bound holds at every stop, the incumbent only falls, and the answer is the same."""
+    column = make_column(kind, 14, 4)
+    whole, state, rounds = search(column), None, 0
+    best = losses(column, all_codes(14).T).min()
+    while state is None or len(state.open_bound):
+        previous = np.inf if state is None else state.loss
+        state = search(column, callback=lambda _: True, state=state)
+        rounds += 1
+        assert state.lower_bound() <= best + 1e-10 * column.size
+        assert best - 1e-9 * column.size <= state.loss <= previous
+    assert rounds > 2
+    np.testing.assert_array_equal(state.codes, whole.codes)
+    assert (state.loss, state.nodes) == (whole.loss, whole.nodes)
+
+
+def test_node_limit(branching, monkeypatch):
+    p = make_case("asymmetric", 3, size=24, columns=3, rows=72).problem
+    proven = hs.solve(p, "exact")
+    assert proven.bound_name == "branch and bound"
+    monkeypatch.setattr(exact_method, "NODES", (20, 20, 20))
+    s = hs.solve(p, "exact")
+    assert s.status is hs.Status.NODE_LIMIT and "node budget" in s.message
+    assert (s.lower_bound <= proven.loss + 1e-9 * p.energy).all()
+    assert (s.loss >= proven.loss - 1e-9 * p.energy).all()
+    assert (s.lower_bound > 0.5 * s.loss).all() and not s.optimal.all()
+    assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss).ok
+
+
+def test_subproblems_count_against_the_budget(branching, monkeypatch):
+    """A search that only splits ends too."""
+    monkeypatch.setattr(branch, "SUBPROBLEM_NODES", 100)
+    monkeypatch.setattr(branch, "_plant", lambda *_: None)
+    found = search(make_column("asymmetric", 20, 1), budget=10_000)
+    assert found.nodes == 0 and 100 <= found.subproblems < 200
+    assert len(found.open_bound)
+
+
+# checkpoints
+
+
+@pytest.fixture
+def long(branching):
+    """A problem whose columns take many rounds."""
+    return make_case("asymmetric", 3, size=24, columns=3, rows=72).problem
+
+
+def test_going_on_after_a_node_limit(long, monkeypatch, tmp_path):
+    path, whole = tmp_path / "c.h5", hs.solve(long, "exact")
+    with monkeypatch.context() as patched:
+        patched.setattr(exact_method, "NODES", (20, 20, 20))
+        first = hs.solve(long, "exact", checkpoint=path)
+    assert first.status is hs.Status.NODE_LIMIT and path.exists()
+    second = hs.solve(long, "exact", checkpoint=path)
+    assert second.status is hs.Status.OPTIMAL
+    np.testing.assert_array_equal(second.codes, whole.codes)
+    np.testing.assert_array_equal(second.lower_bound, whole.lower_bound)
+    again = hs.solve(long, "exact", checkpoint=path)  # nothing is left to do
+    np.testing.assert_array_equal(again.codes, whole.codes)
+    np.testing.assert_array_equal(again.lower_bound, whole.lower_bound)
+
+
+def test_going_on_after_a_time_limit(long, monkeypatch, tmp_path):
+    path, whole = tmp_path / "c.h5", hs.solve(long, "exact")
+    saved = []
+
+    class Stopwatch(Checkpoint):
+        def save(self, column, state, now=False):
+            saved.append(column)
+            super().save(column, state, now=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(exact_method, "Checkpoint", Stopwatch)
+        patched.setattr(Control, "out_of_time", property(lambda _: len(saved) >= 2))
+        first = hs.solve(long, "exact", checkpoint=path, threads=1)
+    assert first.status is hs.Status.TIME_LIMIT
+    assert (first.lower_bound <= whole.loss + 1e-9 * long.energy).all()
+    second = hs.solve(long, "exact", checkpoint=path)
+    assert second.status is hs.Status.OPTIMAL
+    np.testing.assert_array_equal(second.codes, whole.codes)
+    np.testing.assert_array_equal(second.lower_bound, whole.lower_bound)
+
+
+def test_a_kept_search_is_the_same_search(tmp_path, branching):
+    column = make_column("asymmetric", 15, 2)
+    state = search(column, callback=lambda _: True)
+    path = tmp_path / "c.h5"
+    Checkpoint.of(path, column.instance).save(4, state, now=True)
+    kept = Checkpoint.of(path, column.instance)
+    assert kept.load(0) is None
+    for field, value in state._asdict().items():
+        found = getattr(kept.load(4), field)
+        np.testing.assert_array_equal(found, value)
+        assert np.asarray(found).dtype == np.asarray(value).dtype
+    np.testing.assert_array_equal(search(column, state=kept.load(4)).codes, search(column).codes)
+
+
+def test_going_on_from_better_codes(long, monkeypatch, tmp_path):
+    """What this run's heuristics found is kept, where it is better than what the file holds."""
+    path, whole = tmp_path / "c.h5", hs.solve(long, "exact")
+    monkeypatch.setattr(exact_method, "NODES", (0, 0, 0))
+    instance = hs.instance.Instance.of(long)
+    poor = np.ones(long.inputs, dtype=np.int8)
+    kept = Checkpoint.of(path, instance)
+    for t, start in enumerate(start_diagonals(instance)):
+        column = (instance.gram, instance.cross[t], instance.energy[t])
+        kept.save(t, branch.start_search(*column, poor, start, True), now=True)
+    s = hs.solve(long, "exact", checkpoint=path)
+    assert (s.loss <= hs.solve(long, "exact").loss).all()
+    assert (s.loss <= whole.loss * (1 + 1e-9)).all()
+    assert (s.lower_bound <= whole.loss).all()
+
+
+def test_a_checkpoint_of_another_problem(long, tmp_path):
+    path = tmp_path / "c.h5"
+    hs.solve(long, "exact", checkpoint=path)
+    other = make_case("asymmetric", 4, size=24, columns=3, rows=72).problem
+    for p in (other, long.select([0, 1])):
+        with pytest.raises(ValueError, match=r"c\.h5: a checkpoint of another problem"):
+            hs.solve(p, "exact", checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"not HDF5 at all" * 50,
+        lambda data: data[:8] + bytes(len(data) - 8),
+    ],
+    ids=["cut", "empty", "text", "zeros"],
+)
+def test_a_damaged_checkpoint(long, tmp_path, damage):
+    path = tmp_path / "c.h5"
+    hs.solve(long, "exact", checkpoint=path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"c\.h5: damaged"):
+        hs.solve(long, "exact", checkpoint=path)
+
+
+def spoil_loss(group):
+    group["loss"][()] *= 0.5
+
+
+def spoil_codes(group):
+    group["codes"][0] *= -1
+
+
+def spoil_bound(group):
+    group["open_bound"][...] = 1e9
+
+
+def drop_subproblem(group):
+    for name in ("open_codes", "open_diagonal", "open_bound"):
+        value = group[name][()]
+        del group[name]
+        group[name] = value[1:]
+
+
+def drop_field(group):
+    del group["nodes"]
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_loss, spoil_codes, spoil_bound, drop_subproblem, drop_field]
+)
+def test_a_checkpoint_with_changed_contents(long, monkeypatch, tmp_path, spoil):
+    """A proof would rest on them."""
+    path = tmp_path / "c.h5"
+    monkeypatch.setattr(exact_method, "NODES", (20, 20, 20))
+    hs.solve(long, "exact", checkpoint=path)
+    with h5py.File(path, "r+") as file:
+        spoil(file[next(iter(file))])
+    with pytest.raises(ValueError, match=r"c\.h5: damaged"):
+        hs.solve(long, "exact", checkpoint=path)
+
+
+def test_no_checkpoint_for_variants_that_alternate(tmp_path):
+    """Their searches are of ever other problems."""
+    case = make_case("gaussian", 1, size=20, columns=2, rows=60)
+    for variant in ({"bases": 2}, {"scale_group": 5}):
+        p = hs.Problem.from_arrays(case.inputs, case.weights, **variant)
+        with pytest.raises(ValueError, match=f"checkpoint: .*{next(iter(variant))}"):
+            hs.solve(p, "exact", "fast", checkpoint=tmp_path / "c.h5")
+
+
+# certificates
+
+
+def test_optimal_is_required(rng):
+    p = hs.Problem.from_arrays(rng.normal(size=(22, 66)), rng.normal(size=(22, 3)))
+    s = hs.solve(p, "exact")
+    certificate = hs.verify(p, s.codes, s.scales, require="optimal", claimed_loss=s.loss)
+    assert certificate.ok and certificate.optimal == [True] * 3
+    assert certificate.level == ["optimal"] * 3
+
+
+def pair_fixpoints(require, size=16):
+    """Problems with codes that the level below ``require`` lets pass, and their best loss."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        p = hs.Problem.from_arrays(rng.normal(size=(size, 24)), rng.normal(size=(size, 6)))
+        s = hs.solve(p, "one_flip", init=rng.choice([-1, 1], size=(size, 6)))
+        certificate = hs.verify(p, s.codes, s.scales, require="two_flip")
+        wanted = "one_flip" if require == "two_flip" else "two_flip"
+        for t in range(6):
+            if certificate.level[t] == wanted:
+                yield p.select([t]), s.codes[:, [t]], s.scales[[t]]
+
+
+def test_two_flip_finds_a_pair():
+    for seen, (p, codes, scales) in enumerate(pair_fixpoints("two_flip"), 1):
+        assert hs.verify(p, codes, scales, require="one_flip").ok
+        (why,) = hs.verify(p, codes, scales, require="two_flip").violations
+        assert why.startswith("column 0: flipping bits ") and "lowers the loss by" in why
+        i, j = (int(word) for word in why.split() if word.isdigit())
+        better = codes.copy()
+        better[[i, j]] *= -1
+        gain = (p.loss(codes) - p.loss(better))[0]
+        assert gain > 0 and gain == pytest.approx(float(why.split()[-1]), rel=1e-4)
+        if seen == 10:
+            return
+    raise AssertionError("no such codes met")
+
+
+def test_optimal_names_a_better_loss():
+    seen = 0
+    for p, codes, scales in pair_fixpoints("optimal"):
+        best = brute_force(p)[0]
+        if p.loss(codes)[0] < best * (1 + 1e-6):
+            continue
+        certificate = hs.verify(p, codes, scales, require="optimal")
+        (why,) = certificate.violations
+        assert why.startswith("column 0: not optimal: codes with loss ")
+        assert float(why.split("loss ")[1].split()[0]) == pytest.approx(best, rel=1e-6)
+        assert certificate.optimal == [False] and certificate.level == ["two_flip"]
+        assert "FAILED" in str(certificate)
+        seen += 1
+        if seen == 5:
+            return
+    raise AssertionError("no such codes met")
+
+
+@given(problems(sizes=(1, 8)))
+def test_exact_codes_are_certified_optimal(p):
+    s = hs.solve(p, "exact")
+    best = brute_force(p)
+    certificate = hs.verify(p, s.codes, s.scales, require="optimal")
+    if s.optimal.all():
+        assert certificate.ok, str(certificate)
+    assert (np.array(certificate.lower_bound) <= best + rounding(p)).all()
+
+
+# public instances
+
+
+def biqmac():
+    """The instances with at most 100 unknowns, and why there are none where there are none."""
+    try:
+        optima = json.loads((shared_data("biqmac") / "optima.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return {name: known for name, known in optima.items() if programme(name)[0].inputs <= 100}
+
+
+def programme(name):
+    """xᵀQx over x in {0, 1}ⁿ by x = (1 + b) / 2: the programme in b, and its constant."""
+    first, *entries = (shared_data("biqmac") / f"{name}.sparse").read_text().split("\n")
+    q = np.zeros(2 * [int(first.split()[0])])
+    for i, j, weight in (entry.split() for entry in entries if entry.strip()):
+        q[int(i) - 1, int(j) - 1] = q[int(j) - 1, int(i) - 1] = float(weight)
+    return hs.Problem.from_quadratic(q / 4, -q.sum(axis=1) / 4), float(q.sum() / 4)
+
+
+INSTANCES = biqmac()
+
+
+@pytest.mark.skipif(not INSTANCES, reason="biqmac is not here (HASHSOLVE_DATA)")
+@pytest.mark.parametrize("name", sorted(INSTANCES) or [None])
+def test_quadratic_programmes_reach_their_known_optima(name):
+    p, constant = programme(name)
+    s = hs.solve(p, "auto", "fast")
+    assert s.loss[0] + constant == pytest.approx(INSTANCES[name], abs=1e-6)
+    assert s.lower_bound[0] + constant <= INSTANCES[name] + 1e-6
+
+
+@pytest.mark.skipif(not INSTANCES, reason="biqmac is not here (HASHSOLVE_DATA)")
+@pytest.mark.parametrize("name", ["gka1b", "bqp50-2", "bqp50-3"])
+def test_quadratic_programmes_are_proven(name):
+    p, constant = programme(name)
+    s = hs.solve(p, "exact")
+    assert s.status is hs.Status.OPTIMAL
+    assert s.loss[0] + constant == pytest.approx(INSTANCES[name], abs=1e-6)
+
+
+def test_first_convolution_is_proven():
+    try:
+        p = hs.Problem.load(shared_data("layer_problems.h5"), "conv1/symmetric")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert (p.inputs, p.columns) == (27, 16)
+    s = hs.solve(p, "exact")
+    assert s.optimal.all() and s.status is hs.Status.OPTIMAL
+    assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss).ok
