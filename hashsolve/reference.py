@@ -378,7 +378,11 @@ def best_scales(problem: Problem, codes: np.ndarray) -> np.ndarray:
 
 def loss(problem: Problem, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """e − 2α cᵀb + α² bᵀHb of each column, accumulated in extended precision, (T,)."""
-    u = codes.astype(np.longdouble) * scales
+    u = codes.astype(np.longdouble)
+    if u.ndim == 3:  # several bases
+        u = (u * scales[:, None]).sum(axis=0)
+    else:  # a scale a group of inputs, or one
+        u = u * (np.repeat(scales, len(u) // len(scales), axis=0) if scales.ndim == 2 else scales)
     return (
         problem.energy - 2 * (problem.cross * u).sum(0) + (u * (problem.gram @ u)).sum(0)
     ).astype(float)
