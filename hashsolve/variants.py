@@ -49,9 +49,9 @@ def solve_bases(
             rest = combine(codes, np.where(np.arange(count)[:, None] == m, 0.0, scales))
             left = _residual(plain, rest, codes[m] * scales[m])
             fresh = init is None and done == 0
-            part = solve(left, None if fresh else codes[m]) if left.energy.any() else None
-            if part is None:
+            if left is None:
                 continue
+            part = solve(left, None if fresh else codes[m])
             first = first or part
             codes[m], scales[m] = part.codes, part.scales
         better = _joint_scales(plain, codes)
@@ -65,10 +65,12 @@ def solve_bases(
     return _solution(problem, codes, scales, history, first, done < _ROUNDS - 1)
 
 
-def _residual(plain: Problem, rest: np.ndarray, present: np.ndarray) -> Problem:
-    """The problem of one basis, the others' weights being ``rest`` (S, T)."""
+def _residual(plain: Problem, rest: np.ndarray, present: np.ndarray) -> Problem | None:
+    """The problem of one basis, the others' weights being ``rest`` (S, T); None: none is left."""
     pull = plain.gram @ rest
     energy = plain.energy - 2 * (plain.cross * rest).sum(0) + (pull * rest).sum(0)
+    if not (energy > 0).any():
+        return None
     weights = present if plain.weights is None else plain.weights - rest
     return replace(
         plain,
