@@ -312,13 +312,23 @@ class Problem:
         if not self.intercept:
             return self
         mean = self.input_sum / self.row_weight
+        gram = self.gram - np.outer(mean, self.input_sum)
         cross = self.cross - np.outer(mean, self.target_sum)
         energy = self.energy - self.target_sum**2 / self.row_weight
+        # inputs and targets that are constant leave rounding: that is zero
+        rounding = 32 * np.finfo(float).eps
+        size = np.abs(np.diagonal(self.gram))
+        constant = (size > 0) & (np.abs(np.diagonal(gram)) <= rounding * size)
+        gram[constant] = gram[:, constant] = cross[constant] = 0.0
+        flat = energy <= rounding * self.energy
+        energy[flat] = 0.0
+        if self.free_scale:
+            cross[:, flat] = 0.0
         return replace(
             self,
-            gram=self.gram - np.outer(mean, self.input_sum),
+            gram=gram,
             cross=cross,
-            energy=np.maximum(energy, 0.0),
+            energy=energy,
             intercept=False,
         )
 
