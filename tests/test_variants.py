@@ -1,0 +1,444 @@
+"""Variants of the problem: intercept, row weights, no scale, a scale a group, several bases."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import cases, make_case
+
+import hashsolve as hs
+from hashsolve.methods import METHODS
+from hashsolve.packing import combine
+from hashsolve.reference import all_codes
+
+SEEDS = st.integers(0, 2**32 - 1)
+SCALING = ["sign", "dcc", "one_flip", "exact", "auto"]
+GROUPS = [1, 2, 3, 6, 12]
+
+
+def explicit(case, s, row_weights=None):
+    """‖Y − X̂ᵀ(Σ αb) − constant‖² of each column, from the arrays themselves."""
+    error = case.target - case.inputs.T @ combine(s.codes, s.scales)
+    if s.intercept is not None:
+        error = error - s.intercept
+    squares = error**2 if row_weights is None else error**2 * row_weights[:, None]
+    return squares.sum(axis=0)
+
+
+def check(case, p, s, row_weights=None, require="dcc"):
+    """The reported loss is the explicit one, and the certificate agrees."""
+    energy = np.maximum(p.energy, 1e-12 * p.energy.max())
+    rounding = 1e-13 * np.abs(p.gram).sum() * np.square(s.scales).reshape(-1, p.columns).sum(axis=0)
+    wanted = explicit(case, s, row_weights)
+    assert (np.abs(s.loss - wanted) <= 1e-9 * energy + rounding).all()
+    assert (s.scales >= 0).all() and (np.abs(s.codes) == 1).all()
+    assert (s.lower_bound <= s.loss).all()
+    certificate = hs.verify(p, s.codes, s.scales, require=require, claimed_loss=s.loss)
+    assert certificate.ok, str(certificate)
+
+
+def variant(case, **fields):
+    return hs.Problem.from_arrays(case.inputs, case.weights, reference=case.reference, **fields)
+
+
+# intercept
+
+
+@pytest.mark.parametrize("method", ["dcc", "auto"])
+@given(cases(rows=(3, 40), kinds=("gaussian", "relu", "asymmetric", "integer", "duplicated")))
+def test_intercept(method, case):
+    p = variant(case, intercept=True)
+    try:
+        p.centred()
+    except ValueError as error:  # inputs or outputs constant on all rows
+        assert "all zero" in str(error)
+        return
+    s = hs.solve(p, method)
+    assert s.intercept.shape == (p.columns,)
+    check(case, p, s, require=METHODS[method].promise)
+    # the constant is the best one: the errors that are left have mean zero
+    error = case.target - case.inputs.T @ combine(s.codes, s.scales) - s.intercept
+    assert (np.abs(error.mean(axis=0)) <= 1e-9 * (1 + np.abs(case.target).max())).all()
+
+
+@given(cases(sizes=(1, 9), rows=(12, 40), kinds=("gaussian", "relu", "asymmetric")))
+def test_intercept_is_never_worse(case):
+    plain, p = variant(case), variant(case, intercept=True)
+    s, without = hs.solve(p, "exact"), hs.solve(plain, "exact")
+    slack = 1e-9 * plain.energy
+    assert (s.loss <= without.loss + slack).all()
+    assert (p.loss(without.codes) <= without.loss + slack).all()
+    assert without.intercept is None
+
+
+def test_intercept_takes_a_shift_away():
+    """A constant on the targets costs nothing but its own constant."""
+    rng = np.random.default_rng(1)
+    x, w = rng.normal(size=(8, 60)), rng.normal(size=(8, 2))
+    target, shift = x.T @ w, np.array([5.0, -3.0])
+    plain = hs.solve(hs.Problem.from_arrays(x, target=target, intercept=True), "exact")
+    shifted = hs.solve(hs.Problem.from_arrays(x, target=target + shift, intercept=True), "exact")
+    np.testing.assert_array_equal(shifted.codes, plain.codes)
+    np.testing.assert_allclose(shifted.loss, plain.loss, rtol=1e-9)
+    np.testing.assert_allclose(shifted.intercept, plain.intercept + shift, rtol=1e-9)
+
+
+def test_constant_inputs_and_targets_are_nothing_beside_an_intercept():
+    """What is left of them is rounding, of either sign: neither may be refused or fitted."""
+    rng = np.random.default_rng(3)
+    x, w = rng.normal(size=(6, 37)), rng.normal(size=(6, 3))
+    x[2], x[4] = 0.1, -1e5 / 3
+    target = x.T @ w
+    target[:, 1] = 0.7
+    p = hs.Problem.from_arrays(x, w, target=target, intercept=True)
+    s = hs.solve(p)
+    assert s.loss[1] == s.scales[1] == 0 and s.intercept[1] == pytest.approx(0.7)
+    assert (s.codes[[2, 4]] == np.where(w[[2, 4]] < 0, -1, 1)).all()
+    live = hs.Problem.from_arrays(x[[0, 1, 3, 5]], target=target, intercept=True)
+    np.testing.assert_allclose(s.loss, hs.solve(live).loss, rtol=1e-6, atol=1e-9)
+    assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss).ok
+
+
+# row weights
+
+
+@given(cases(rows=(2, 20), kinds=("gaussian", "relu", "asymmetric", "integer")), SEEDS)
+def test_row_weights_repeat_rows(case, seed):
+    times = np.random.default_rng(seed).integers(0, 4, case.inputs.shape[1])
+    times[0] = 1  # the row that is never zero
+    p = variant(case, row_weights=times)
+    seen = case.reference if case.reference is None else np.repeat(case.reference, times, axis=1)
+    repeated = hs.Problem.from_arrays(
+        np.repeat(case.inputs, times, axis=1), case.weights, reference=seen
+    )
+    for name in ("gram", "cross", "energy", "input_sum", "target_sum"):
+        a, b = getattr(p, name), getattr(repeated, name)
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert p.row_weight == pytest.approx(times.sum(), rel=1e-12)
+    s = hs.solve(p)
+    best = hs.solve(repeated).loss
+    np.testing.assert_allclose(s.loss, best, rtol=1e-9, atol=1e-9 * p.energy.max())
+    check(case, p, s, row_weights=times)
+
+
+def test_row_weights_with_an_intercept():
+    case = make_case("relu", 4, size=8, columns=3, rows=30)
+    times = np.random.default_rng(2).integers(0, 4, 30)
+    a = variant(case, row_weights=times, intercept=True)
+    b = hs.Problem.from_arrays(np.repeat(case.inputs, times, axis=1), case.weights, intercept=True)
+    s, repeated = hs.solve(a, "exact"), hs.solve(b, "exact")
+    np.testing.assert_array_equal(s.codes, repeated.codes)
+    np.testing.assert_allclose(s.intercept, repeated.intercept, rtol=1e-9)
+    check(case, a, s, row_weights=times)
+
+
+# no scale
+
+
+@pytest.mark.parametrize("method", SCALING)
+@given(cases(sizes=(1, 9)))
+def test_no_scale(method, case):
+    p = variant(case, fixed_scales=1)
+    s = hs.solve(p, method)
+    assert (s.scales == 1).all()
+    check(case, p, s, require=METHODS[method].promise)
+    if method == "exact":
+        every = all_codes(p.inputs)
+        for t in range(p.columns):
+            errors = case.target[:, [t]] - case.inputs.T @ every
+            best = (errors**2).sum(axis=0).min()
+            size = p.energy[t] + np.abs(p.gram).sum()
+            assert s.loss[t] == pytest.approx(best, abs=1e-9 * size)
+        free = hs.solve(variant(case), "exact")
+        assert (free.loss <= s.loss + 1e-9 * (p.energy + np.abs(p.gram).sum())).all()
+
+
+# a scale a group
+
+
+@pytest.mark.parametrize("method", SCALING)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("kind", ["gaussian", "relu", "asymmetric", "duplicated", "dead"])
+def test_group_scales(kind, group, method):
+    case = make_case(kind, 5, size=12, columns=4, rows=40)
+    p = variant(case, scale_group=group)
+    s = hs.solve(p, method)
+    assert s.scales.shape == (12 // group, 4)
+    check(case, p, s)
+    plain = p.loss(np.where(case.weights < 0, -1, 1), mean_scales(case, group))
+    assert s.loss.sum() <= plain.sum() + 1e-9 * p.energy.sum()
+
+
+def mean_scales(case, group):
+    """mean |W| of each group."""
+    return np.abs(case.weights).reshape(-1, group, case.weights.shape[1]).mean(axis=1)
+
+
+@given(cases(sizes=(2, 12), rows=(20, 40), kinds=("gaussian", "relu", "asymmetric")))
+def test_one_group_of_all_is_one_scale(case):
+    p = variant(case, scale_group=len(case.weights))
+    s, plain = hs.solve(p), variant(case)
+    np.testing.assert_allclose(s.scales[0], plain.best_scales(s.codes), rtol=1e-9)
+    certificate = hs.verify(plain, s.codes, s.scales[0], require="dcc", claimed_loss=s.loss)
+    assert certificate.ok, str(certificate)
+
+
+@given(cases(kinds=("gaussian", "relu", "integer", "dead", "duplicated", "rank-deficient")))
+def test_groups_of_one_fit_anything(case):
+    """S scales are the weights themselves: nothing is left of a symmetric problem."""
+    p = variant(case, scale_group=1)
+    s = hs.solve(p)
+    assert (s.loss <= 1e-9 * p.energy).all()
+    if case.kind == "gaussian" and case.inputs.shape[1] > len(case.weights) + 5:
+        np.testing.assert_allclose(combine(s.codes, s.scales), case.weights, rtol=1e-4, atol=1e-6)
+
+
+def test_finer_groups_lose_less():
+    case = make_case("relu", 8, size=24, columns=6, rows=100)
+    loss = [hs.solve(variant(case, scale_group=g)).loss.sum() for g in (24, 12, 6, 3, 1)]
+    assert (np.diff(loss) < 0).all()
+
+
+# several bases
+
+
+@pytest.mark.parametrize("method", ["dcc", "auto"])
+@pytest.mark.parametrize(
+    "kind", ["gaussian", "relu", "asymmetric", "duplicated", "dead", "integer"]
+)
+def test_bases(kind, method):
+    case = make_case(kind, 6, size=10, columns=3, rows=40)
+    loss = []
+    for count in (1, 2, 3, 4):
+        p = variant(case, bases=count)
+        s = hs.solve(p, method)
+        if count > 1:
+            assert s.codes.shape == (count, 10, 3) and s.scales.shape == (count, 3)
+        check(case, p, s)
+        loss.append(s.loss)
+    assert (np.diff(loss, axis=0) <= 1e-9 * p.energy).all()
+    fitted = loss[0] <= 1e-9 * p.energy
+    assert ((loss[-1] < loss[0]) | fitted).all() and not fitted.all()
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_one_basis_is_plain(method):
+    case = make_case("relu", 6, size=10, columns=3, rows=40)
+    s, plain = hs.solve(variant(case, bases=1), method), hs.solve(variant(case), method)
+    np.testing.assert_array_equal(s.codes, plain.codes)
+    np.testing.assert_array_equal(s.scales, plain.scales)
+
+
+def test_bases_start_where_they_are_told():
+    case = make_case("relu", 7, size=10, columns=3, rows=40)
+    p = variant(case, bases=2)
+    s = hs.solve(p)
+    again = hs.solve(p, init=s)
+    assert (again.loss <= s.loss * (1 + 1e-9)).all()
+    with pytest.raises(ValueError, match=r"init: must be codes of shape .*\(2, 10, 3\)"):
+        hs.solve(p, init=s.codes[0])
+
+
+@given(cases(sizes=(1, 6), columns=(1, 2)), st.integers(2, 3))
+def test_bases_on_random_problems(case, count):
+    p = variant(case, bases=count)
+    check(case, p, hs.solve(p, "one_flip"))
+
+
+def test_bases_beyond_a_perfect_fit():
+    """Nothing is left for the second basis: its scale is 0."""
+    p = hs.Problem(np.eye(2), [[1.0], [1.0]], [2.0], bases=3)
+    s = hs.solve(p)
+    assert s.loss.tolist() == [0.0]
+    np.testing.assert_allclose(combine(s.codes, s.scales), [[1.0], [1.0]])
+    assert hs.verify(p, s.codes, s.scales, require="dcc", claimed_loss=s.loss).ok
+
+
+# combinations and refusals
+
+
+@pytest.mark.parametrize("fields", [{"bases": 2}, {"scale_group": 4}, {"fixed_scales": 0.5}])
+def test_with_an_intercept_and_row_weights(fields):
+    case = make_case("relu", 9, size=8, columns=3, rows=50)
+    weights = np.linspace(0.5, 2, 50)
+    p = variant(case, intercept=True, row_weights=weights, **fields)
+    s = hs.solve(p)
+    check(case, p, s, row_weights=weights)
+    without = hs.solve(variant(case, row_weights=weights, **fields))
+    assert s.loss.sum() <= without.loss.sum()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bases": 0}, "bases: must be a whole number >= 1, got 0"),
+        ({"bases": 1.5}, "bases: must be a whole number >= 1, got 1.5"),
+        ({"scale_group": 5}, "scale_group: must divide S = 12, got 5"),
+        ({"scale_group": 0}, "scale_group: must divide S = 12, got 0"),
+        ({"scale_group": 24}, "scale_group: must divide S = 12, got 24"),
+        ({"fixed_scales": 0}, "fixed_scales: every scale must be > 0"),
+        ({"fixed_scales": [1.0, 2.0]}, r"fixed_scales: must have shape \(3,\), got \(2,\)"),
+        ({"row_weights": -np.ones(40)}, "row_weights"),
+        ({"row_weights": np.ones(39)}, "row_weights"),
+        ({"row_weights": np.zeros(40)}, "row_weights|all zero"),
+        ({"row_weights": np.full(40, np.nan)}, "row_weights"),
+    ],
+)
+def test_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        variant(make_case("gaussian", 1, size=12, columns=3, rows=40), **fields)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    list(itertools.combinations([("bases", 2), ("scale_group", 4), ("fixed_scales", 1)], 2)),
+    ids=str,
+)
+def test_what_does_not_go_together(pair):
+    with pytest.raises(ValueError, match=r"\w+ and \w+ do not go together") as refused:
+        variant(make_case("gaussian", 1, size=12, columns=3, rows=40), **dict(pair))
+    assert all(name in str(refused.value) for name, _ in pair)
+
+
+def test_an_intercept_needs_sums():
+    with pytest.raises(ValueError, match="intercept: needs input_sum and target_sum"):
+        hs.Problem(np.eye(2), np.ones((2, 1)), [4.0], intercept=True)
+
+
+# keeping
+
+FIELDS = [
+    {"intercept": True},
+    {"bases": 3},
+    {"scale_group": 3},
+    {"fixed_scales": [0.5, 1.0, 2.0]},
+    {"row_weights": np.linspace(0, 2, 40)},
+    {"bases": 2, "intercept": True, "row_weights": np.linspace(0, 2, 40)},
+]
+each_variant = pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "+".join(fields))
+
+
+@each_variant
+def test_save_and_load(tmp_path, fields):
+    p = variant(make_case("asymmetric", 2, size=12, columns=3, rows=40), **fields)
+    p.save(tmp_path / "p.h5")
+    loaded = hs.Problem.load(tmp_path / "p.h5")
+    assert repr(loaded) == repr(p)
+    for name in (*hs.Problem._ARRAYS, *hs.Problem._NUMBERS):
+        a, b = getattr(p, name), getattr(loaded, name)
+        assert (a is None) == (b is None)
+        assert a is None or np.array_equal(a, b), name
+    s, again = hs.solve(p), hs.solve(loaded)
+    s.save(tmp_path / "s.h5")
+    kept = hs.Solution.load(tmp_path / "s.h5")
+    for other in (again, kept):
+        for name in ("codes", "scales", "loss", "energy", "lower_bound", "intercept"):
+            a, b = getattr(s, name), getattr(other, name)
+            assert (a is None) == (b is None)
+            assert a is None or np.array_equal(a, b), name
+    assert kept.codes_sha256 == s.codes_sha256 and kept.codes.dtype == np.int8
+
+
+@each_variant
+def test_sums_of_parts_add_up(fields):
+    case = make_case("asymmetric", 2, size=12, columns=3, rows=40)
+    weights = fields.get("row_weights")
+    rest = {name: value for name, value in fields.items() if name != "row_weights"}
+    parts = [
+        hs.Problem.from_arrays(
+            case.inputs[:, rows],
+            case.weights,
+            reference=case.reference[:, rows],
+            row_weights=None if weights is None else weights[rows],
+            **rest,
+        )
+        for rows in (slice(0, 15), slice(15, 40))
+    ]
+    whole, total = variant(case, **fields), parts[0] + parts[1]
+    assert repr(total) == repr(whole) and total.row_weight == pytest.approx(whole.row_weight)
+    for name in ("gram", "cross", "energy", "input_sum", "target_sum"):
+        np.testing.assert_allclose(getattr(total, name), getattr(whole, name), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(hs.solve(total).loss, hs.solve(whole).loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{"bases": 2}, {"scale_group": 3}, {"intercept": True}])
+def test_different_variants_do_not_add_up(fields):
+    case = make_case("gaussian", 2, size=12, columns=3, rows=40)
+    with pytest.raises(ValueError, match=f"cannot add .*{next(iter(fields))} differ"):
+        variant(case, **fields) + variant(case)
+
+
+# certificates
+
+
+@pytest.fixture(params=[{"bases": 2}, {"scale_group": 3}, {"intercept": True}], ids=str)
+def solved(request):
+    p = variant(make_case("asymmetric", 3, size=12, columns=3, rows=60), **request.param)
+    s = hs.solve(p, "dcc")
+    assert hs.verify(p, s.codes, s.scales, require="dcc", claimed_loss=s.loss).ok
+    return p, s
+
+
+def test_a_wrong_scale_is_found(solved):
+    p, s = solved
+    scales = s.scales.copy()
+    scales[..., 1] *= 1.01
+    (why,) = hs.verify(p, s.codes, scales, require="dcc").violations
+    assert why.startswith("column 1: ") and "scale" in why
+    assert hs.verify(p, s.codes, scales, require="valid").ok
+
+
+@pytest.mark.parametrize("bit", [0, 5, 11])
+def test_a_flipped_bit_is_found(solved, bit):
+    p, s = solved
+    codes = s.codes.copy()
+    codes[..., bit, 2] *= -1
+    (why,) = hs.verify(p, codes, s.scales, require="dcc").violations
+    assert why.startswith("column 2: ")
+    found = hs.verify(p, codes, s.scales, require="valid", claimed_loss=s.loss).violations
+    assert len(found) == 1 and "claims loss" in found[0]
+
+
+def test_a_bad_bit_at_the_best_scales_is_found():
+    """Scales set anew for codes that are wrong: the flip itself has to be seen."""
+    for fields in ({"bases": 2}, {"scale_group": 4}):
+        case = make_case("relu", 3, size=12, columns=1, rows=60)
+        p = variant(case, **fields)
+        s = hs.solve(p)
+        codes = s.codes.copy()
+        j = int(np.argmax(np.abs(case.weights)))
+        codes[..., j, 0] *= -1
+        rows = codes[:, :, 0] if codes.ndim == 3 else np.diag(codes[:, 0]).reshape(3, 4, 12).sum(1)
+        x = case.inputs.T @ rows.T
+        scales = np.linalg.lstsq(x, case.target, rcond=None)[0]
+        if (scales < 0).any():
+            continue
+        (why,) = hs.verify(p, codes, scales, require="dcc").violations
+        assert why.startswith("column 0: flipping bit ")
+
+
+def test_more_than_dcc_is_not_promised_for_several_scales(solved):
+    p, s = solved
+    for require in ("one_flip", "two_flip", "optimal"):
+        certificate = hs.verify(p, s.codes, s.scales, require=require)
+        if p.intercept:
+            continue
+        assert not certificate.ok and "no level above 'dcc' is checked" in str(certificate)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bases": 2}, r"codes: must have shape (M, S, T) = (2, 12, 3), got (12, 3)"),
+        ({"scale_group": 3}, r"scales: must have shape (S / scale_group, T) = (4, 3), got (3,)"),
+    ],
+)
+def test_shapes_of_variants(fields, message):
+    case = make_case("gaussian", 3, size=12, columns=3, rows=60)
+    plain = hs.solve(variant(case))
+    certificate = hs.verify(variant(case, **fields), plain.codes, plain.scales)
+    assert certificate.violations == [message]
