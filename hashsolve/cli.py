@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,16 +18,50 @@ from hashsolve import __version__
 CERTIFICATE_FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class OneOf(click.ParamType):
+    """A name out of a few. They are listed here, so that --help need not load numba."""
+
+    name = "name"
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself; a ValueError that says the nearest where it is unknown."""
+        from hashsolve.checks import choice
+
+        return choice(value, f"--{param.name}" if param else self.name, self.names)
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.names[:-1])} or {self.names[-1]}"
+
+
+METHOD = OneOf("sign", "dcc", "one_flip", "babai", "beam", "tabu", "exact", "auto")
+EFFORT = OneOf("fast", "default", "thorough")
+LEVEL = OneOf("valid", "dcc", "one_flip", "two_flip", "optimal")
+PROPAGATION = OneOf("asym", "symfp", "symqt")
+DTYPE = OneOf("float16", "float32", "float64")
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
 @click.version_option(__version__, prog_name="hashsolve")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Solve binary-weight hashing problems, check solutions, binarise networks.
 
     \b
     hashsolve demo                                   the whole job on real digits
     hashsolve solve problem.h5 -o solution.h5        min |Y - X'BA|^2, B in {-1, +1}
     hashsolve verify problem.h5 solution.h5          is it what it claims to be?
+    hashsolve binarize --network mymodels:resnet --calibration images.npy --run-dir run
+
+    Exit codes: 0 done; 1 a certificate failed; 2 unusable input, said in one line; 130 interrupted.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def json_option(command: Callable) -> Callable:
@@ -46,12 +81,24 @@ def problem_options(command: Callable) -> Callable:
     return command
 
 
+def named(option: str, names: OneOf, default: str | None, what: str = "") -> Callable:
+    """An option that takes one of a few names, all told by its help."""
+    return click.option(
+        option,
+        type=names,
+        default=default,
+        show_default=default is not None,
+        metavar="NAME",
+        help=f"{names}{what}.",
+    )
+
+
 def method_options(command: Callable) -> Callable:
-    """Method, effort and seed; checked where they are used, which can name the nearest."""
+    """Method, effort and seed."""
     for option in (
-        click.option("--seed", default=0, show_default=True, help="Of perturbed starts."),
-        click.option("--effort", default="default", show_default=True, help="fast, thorough."),
-        click.option("--method", default="auto", show_default=True, help="sign, dcc, one_flip."),
+        click.option("--seed", default=0, show_default=True, help="Of all random choices."),
+        named("--effort", EFFORT, "default", ", a budget of counted work"),
+        named("--method", METHOD, "auto"),
     ):
         command = option(command)
     return command
@@ -61,6 +108,10 @@ def method_options(command: Callable) -> Callable:
 @problem_options
 @method_options
 @click.option("--time-limit", type=float, metavar="SECONDS", help="Stop with the best so far.")
+@click.option("--threads", type=int, metavar="N", help="All cores where not given.")
+@click.option(
+    "--checkpoint", metavar="FILE", help="Keep the search of --method exact here; go on from it."
+)
 @click.option("-o", "--output", metavar="FILE", help="Write the solution: .h5 or .npz.")
 @click.option("--save-problem", metavar="FILE", help="Write the problem's sums (.h5).")
 @json_option
@@ -73,6 +124,8 @@ def solve(
     effort: str,
     seed: int,
     time_limit: float | None,
+    threads: int | None,
+    checkpoint: str | None,
     output: str | None,
     save_problem: str | None,
     as_json: bool,
@@ -88,17 +141,28 @@ def solve(
     hashsolve solve X.npy --weights W.npy --method dcc -o codes.npz
     """
     import hashsolve
-    from hashsolve.readers import read_problem, write_solution
+    from hashsolve.readers import check_output, read_problem, write_solution
 
-    for path in (output, save_problem):
-        if path is not None and not Path(path).parent.is_dir():
-            raise ValueError(f"{path}: its folder does not exist")
+    sources = (problem, weights, target, reference)
+    check_output("--output", output, sources, (".h5", ".hdf5", ".npz"))
+    check_output("--save-problem", save_problem, (*sources, output), (".h5", ".hdf5"))
+    check_output("--checkpoint", checkpoint, (*sources, output, save_problem))
+    if checkpoint and method not in ("exact", "auto"):
+        raise ValueError("--checkpoint: only --method exact searches long enough to keep one")
     p = read_problem(problem, weights, target, reference)
     if save_problem:
         p.save(save_problem)
-    with progress() as show:
+    go_on = (
+        f"the same command goes on from {checkpoint}, as of its last write"
+        if checkpoint
+        else "no solution was written; --time-limit SECONDS ends with the best so far, "
+        "--method exact --checkpoint FILE keeps the search"
+    )
+    with progress(go_on) as show:
         show("", 0, 0, f"solving {p!r}")
-        s = hashsolve.solve(p, method, effort, seed, time_limit)
+        s = hashsolve.solve(
+            p, method, effort, seed, time_limit, threads=threads, checkpoint=checkpoint
+        )
     if output:
         write_solution(s, output)
     if as_json:
@@ -130,7 +194,7 @@ def solve(
 @cli.command()
 @problem_options
 @click.argument("solution")
-@click.option("--require", help="valid, dcc or one_flip; default: what its method promises.")
+@named("--require", LEVEL, None, "; default: what its method promises")
 @json_option
 def verify(
     problem: str,
@@ -154,7 +218,9 @@ def verify(
     codes, scales, loss, method = read_codes(solution)
     if require is None:
         require = METHODS[method].promise if method in METHODS else "one_flip"
-    certificate = hashsolve.verify(p, codes, scales, require=require, claimed_loss=loss)
+    with progress("nothing was written; start it again") as show:
+        show("", 0, 0, f"verifying {p!r}")
+        certificate = hashsolve.verify(p, codes, scales, require=require, claimed_loss=loss)
     if as_json:
         echo_json(certificate.to_dict())
     else:
@@ -165,14 +231,14 @@ def verify(
 
 @cli.command()
 @click.option("--network", required=True, metavar="PACKAGE.MODULE:FACTORY", help="Makes a Network.")
-@click.option("--calibration", required=True, metavar="ARRAY", help="FILE.npy or FILE.h5:/NAME.")
+@click.option("--calibration", required=True, metavar="ARRAY", help="Such as images.h5:/train.")
 @click.option("--run-dir", required=True, type=click.Path(), help="Taken up where it was left.")
 @click.option("--skip", multiple=True, metavar="LAYER", help="Name or glob; can be repeated.")
 @method_options
-@click.option("--propagation", default="asym", show_default=True, help="asym, symfp, symqt.")
+@named("--propagation", PROPAGATION, "asym")
 @click.option("--samples", type=int, metavar="N", help="Take the first N samples only.")
 @click.option("--batch-size", default=64, show_default=True, help="Samples a forward pass.")
-@click.option("--dtype", default="float32", show_default=True, help="Of cached activations.")
+@named("--dtype", DTYPE, "float32", ": of cached activations")
 @click.option("--keep-activations", is_flag=True, help="Keep the cache files.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Keep done layers.")
 @json_option
@@ -188,22 +254,24 @@ def binarize(
     """Binarise a network layer by layer into a run folder.
 
     The factory is called without arguments and returns a hashsolve.Network, such as
-    torch_glue.TorchNetwork(model). Calibration is an array with samples along its first axis.
+    torch_glue.TorchNetwork(model). Calibration is an array with samples along its first axis:
+    FILE.npy, FILE.npz:NAME or FILE.h5:/NAME.
 
     \b
     hashsolve binarize --network mymodels:resnet --calibration images.h5:/train --run-dir run
     """
     import hashsolve
+    from hashsolve.loading import Batches, call, load_object
     from hashsolve.readers import open_array
 
-    factory = load_object(network)
-    made = factory() if callable(factory) else factory
+    made = call(load_object(network), network)
     if not isinstance(made, hashsolve.Network):
         raise ValueError(
             f"{network}: returned a {type(made).__name__}, which is no hashsolve.Network (a torch "
             "module becomes one by torch_glue.TorchNetwork(model))"
         )
-    with open_array(calibration) as array, progress() as show:
+    go_on = f"the same command goes on after the layers finished in {run_dir}"
+    with open_array(calibration) as array, progress(go_on) as show:
         run = hashsolve.binarize(
             made, Batches(array, batch_size, samples), run_dir, progress=show, **options
         )
@@ -215,10 +283,13 @@ def binarize(
 
 
 @cli.command()
-@click.argument("path", type=click.Path(exists=True))
+@click.argument("path", type=click.Path())
 @json_option
 def inspect(path: str, as_json: bool) -> None:
-    """Say what a file or run folder of ours holds."""
+    """Say what a file or run folder of ours holds.
+
+    PATH is a problem, solution, cached activations, a checkpoint, an .npy or .npz, or a run folder.
+    """
     from hashsolve.inspection import inspect as look
 
     found = look(Path(path))
@@ -227,6 +298,8 @@ def inspect(path: str, as_json: bool) -> None:
         return
     text = found.pop("text", None)
     for key, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {part}" for name, part in value.items())
         click.echo(f"{key}: {value}")
     if text:
         click.echo(text)
@@ -241,44 +314,12 @@ def demo(run_dir: str, seed: int, as_json: bool) -> None:
 
     Needs torch and scikit-learn: pip install 'hashsolve[demo]'.
     """
+    from hashsolve.loading import load_object
+
     run_demo = load_object("torch_glue.demo:run_demo")
-    with progress() as show:
+    with progress("the same command starts it anew") as show:
         result = run_demo(Path(run_dir), seed, show)
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else str(result))
-
-
-class Batches:
-    """An array cut along its first axis, as often as one likes."""
-
-    def __init__(self, array: Any, size: int, samples: int | None = None):
-        if size < 1 or (samples is not None and samples < 1):
-            raise ValueError("--batch-size and --samples must be >= 1")
-        self.array, self.size = array, size
-        self.count = min(len(array), samples or len(array))
-
-    def __iter__(self) -> Iterator[Any]:
-        for start in range(0, self.count, self.size):
-            yield self.array[start : min(start + self.size, self.count)]
-
-
-def load_object(spec: str) -> Any:
-    """The object that PACKAGE.MODULE:NAME names, the current folder being on the path."""
-    import importlib
-
-    module, colon, name = spec.partition(":")
-    if not colon or not name:
-        raise ValueError(f"{spec}: write PACKAGE.MODULE:NAME")
-    sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        extra = {"torch": "torch", "sklearn": "demo"}.get(error.name or "")
-        hint = f"; pip install 'hashsolve[{extra}]'" if extra else ""
-        raise ValueError(f"{spec}: {error}{hint}") from error
-    except AttributeError:
-        raise ValueError(f"{spec}: module {module} has no {name!r}") from None
-    finally:
-        sys.path.remove("")
 
 
 def echo_json(value: Any) -> None:
@@ -287,8 +328,8 @@ def echo_json(value: Any) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A progress line on the error stream, where that is a terminal."""
+def progress(go_on: str) -> Iterator[Callable[[str, int, int, str], None]]:
+    """A progress line on the error stream, where that is a terminal; how to go on after Ctrl-C."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -303,7 +344,10 @@ def progress() -> Iterator[Callable[[str, int, int, str], None]]:
             where = f"{layer} ({index + 1}/{count}): " if layer else ""
             bar.update(task, description=where + what, completed=index, total=count or None)
 
-        yield show
+        try:
+            yield show
+        except KeyboardInterrupt:
+            raise click.Abort(go_on) from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -315,6 +359,8 @@ def main(arguments: list[str] | None = None) -> int:
         0 done; 1 a certificate failed; 2 unusable input; 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    if arguments is None:  # what HDF5's destructors raise after a failed write is no news
+        sys.unraisablehook = lambda _: None
     try:
         return cli.main(arguments, prog_name="hashsolve", standalone_mode=False) or 0
     except click.exceptions.Exit as stop:
@@ -322,21 +368,25 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "hashsolve"
         return fail(f"{error.format_message()} (see {command} --help)")
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        return fail(str(error) or type(error).__name__)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(
-            "hashsolve: interrupted; nothing is half-written: the same command goes on with a run "
-            "folder's finished layers, and starts anything else anew",
-            err=True,
-        )
-        return INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as stop:  # before RuntimeError: an Abort is one
+        return fail(f"interrupted; {str(stop) or 'start it again'}", INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("HASHSOLVE_TRACEBACK"):
+            raise
+        if isinstance(error, ValueError | RuntimeError | OSError | MemoryError) and str(error):
+            code = fail(str(error))
+            if arguments is None and isinstance(error, RuntimeError | OSError):
+                os._exit(code)  # HDF5 may crash as it closes at exit, the disk being full
+            return code
+        from hashsolve.loading import describe
+
+        return fail(f"{describe(error)}; HASHSOLVE_TRACEBACK=1 shows where")
 
 
-def fail(message: str) -> int:
+def fail(message: str, code: int = UNUSABLE) -> int:
     """One line on the error stream."""
     click.echo(f"hashsolve: {' '.join(message.split())}", err=True)
-    return UNUSABLE
+    return code
 
 
 def _interrupt(*_: object) -> None:

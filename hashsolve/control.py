@@ -64,7 +64,7 @@ class Control:
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C
 
     def budget(self, fast: float, default: float, thorough: float) -> Any:
         """The one of three budgets (or tolerances) that the effort names."""

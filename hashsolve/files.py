@@ -58,7 +58,7 @@ def open_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, KeyError) as error:
         if "lock file" in str(error):  # not "sblock", which truncated files are told by
             raise ValueError(f"{path}: open for writing elsewhere ({error})") from error
-        raise ValueError(f"{path}: damaged or not an HDF5 file ({error}); remove it") from error
+        raise ValueError(f"{path}: damaged or not an HDF5 file ({error}); make it anew") from error
 
 
 def sha256(path: str | os.PathLike) -> str:

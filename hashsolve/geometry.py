@@ -136,7 +136,15 @@ class Geometry:
 
     def samples(self, maps: np.ndarray) -> np.ndarray:
         """Maps as they are cached: a linear layer's leading axes become one."""
-        return maps.reshape(-1, maps.shape[-1]) if self.linear else maps
+        if self.linear:
+            return maps.reshape(-1, maps.shape[-1])
+        if maps.ndim != 2 + len(self.kernel):
+            wanted = ", ".join(["samples", "channels", *"DHW"[-len(self.kernel) :]])
+            raise ValueError(
+                f"a convolution's inputs must be ({wanted}), got shape {maps.shape}; check the "
+                "shape of the calibration data"
+            )
+        return maps
 
     def rows(self, shape: Sequence[int]) -> int:
         """Rows that maps of this shape (as `samples` gives them) make."""

@@ -9,13 +9,15 @@ from typing import Any
 from hashsolve.activations import BINARIZED, FULL
 from hashsolve.files import open_h5
 from hashsolve.problem import Problem
-from hashsolve.readers import SUMS
+from hashsolve.readers import describe_arrays, problem_groups, split
 from hashsolve.report import Report
 from hashsolve.solution import Solution
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """A description of a problem, solution, activation cache or run folder, for JSON.
+    """A description of a problem, solution, activation cache, checkpoint or run folder, for JSON.
+
+    An .npy or .npz is described by its arrays.
 
     Raises
     ------
@@ -24,9 +26,14 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         return _run_folder(path)
+    split(str(path))  # a ValueError where it is not there
+    if path.suffix in (".npy", ".npz"):
+        return {"kind": "arrays", **describe_arrays(path)}
     with open_h5(path) as file:
         names = sorted(file)
-        groups = sorted(name for name in _problems(file))
+        if "problem" in file.attrs and all("open_bound" in node for node in file.values()):
+            return _checkpoint(file)
+        groups = problem_groups(file)
         streams = {
             name: [list(file[name].shape), str(file[name].dtype)]
             for name in (FULL, BINARIZED)
@@ -39,28 +46,25 @@ def inspect(path: Path) -> dict[str, Any]:
     if not groups:
         raise ValueError(f"{path}: no problem, solution or activations; it holds {names}")
     problems = {group: _problem(Problem.load(path, group)) for group in groups}
-    return (
-        {"kind": "problem", **problems["/"]}
-        if "/" in problems
-        else {
-            "kind": "problems",
-            **problems,
+    if "/" in problems:
+        return {"kind": "problem", **problems["/"]}
+    return {"kind": "problems", **problems}
+
+
+def _checkpoint(file: Any) -> dict[str, Any]:
+    """An exact search's: losses and bounds are of the problem as its solver normalises it."""
+    columns = {}
+    for name in sorted(file, key=int):
+        state, left = file[name], file[name]["open_bound"][()]
+        columns[f"column {name}"] = {
+            "loss": float(state["loss"][()]),
+            "least_open_bound": float(left.min()) if len(left) else None,
+            "open_subproblems": len(left),
+            "nodes": int(state["nodes"][()]),
         }
-    )
-
-
-def _problems(file: Any) -> list[str]:
-    """The groups that hold sums."""
-    found: list[str] = []
-    if all(name in file for name in SUMS):
-        return ["/"]
-
-    def visit(name: str, node: Any) -> None:
-        if hasattr(node, "keys") and all(part in node for part in SUMS):
-            found.append(name)
-
-    file.visititems(visit)
-    return found
+    open_columns = sum(column["open_subproblems"] > 0 for column in columns.values())
+    found = {"kind": "checkpoint", "columns": len(columns), "open_columns": open_columns}
+    return {**found, "problem": file.attrs["problem"], **columns}
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

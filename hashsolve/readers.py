@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from hashsolve.problem import Problem
 from hashsolve.solution import Solution
 
 SUMS = ("gram", "cross", "energy")
-_OPTIONAL = ("weights", "fixed_scales", "input_sum", "target_sum", "rows")
+_OPTIONAL = ("weights", "fixed_scales", "input_sum", "target_sum")
+_NUMBERS = ("rows", "row_weight", "intercept", "scale_group", "bases")
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager
@@ -32,7 +37,9 @@ def open_array(source: str) -> Iterator[Any]:
         if path.suffix == ".npy":
             yield _numpy(path, mmap_mode="r")
         elif path.suffix == ".npz":
-            arrays = stack.enter_context(_numpy(path))
+            arrays = stack.enter_context(_npz(path))
+            if not inside and len(arrays.files) == 1:
+                inside = arrays.files[0]
             yield _member(arrays, inside, source)
         else:
             file = stack.enter_context(open_h5(path))
@@ -75,20 +82,48 @@ def read_problem(
             )
             return Problem.from_arrays(x, w, target=y, reference=r, name=path.stem)
     if path.suffix == ".npz":
-        with _numpy(path) as arrays:
-            if all(name in arrays for name in SUMS):
-                known = {name: arrays[name] for name in (*SUMS, *_OPTIONAL) if name in arrays}
-                return Problem(**known, name=path.stem)
-            if "X" in arrays and ("W" in arrays or "Y" in arrays):
-                w, y, r = (arrays.get(name) for name in ("W", "Y", "X_reference"))
-                return Problem.from_arrays(arrays["X"], w, target=y, reference=r, name=path.stem)
+        with _npz(path) as arrays:
+            names = (*SUMS, *_OPTIONAL, *_NUMBERS, "X", "W", "Y", "X_reference")
+            known = {name: _member(arrays, name, source) for name in names if name in arrays}
+            if all(name in known for name in SUMS):
+                numbers = {name: known[name].item() for name in _NUMBERS if name in known}
+                sums = {name: known[name] for name in (*SUMS, *_OPTIONAL) if name in known}
+                return Problem(**sums, **numbers, name=path.stem)
+            if "X" in known and ("W" in known or "Y" in known):
+                w, y, r = (known.get(name) for name in ("W", "Y", "X_reference"))
+                return Problem.from_arrays(known["X"], w, target=y, reference=r, name=path.stem)
             raise ValueError(
                 f"{source}: needs arrays gram, cross and energy, or X with W or Y; it holds "
                 f"{', '.join(arrays.files)}"
             )
     if path.suffix == ".npy":
         raise ValueError(f"{source}: an array alone is no problem; give --weights or --target")
+    with open_h5(path) as file:
+        if "codes" in file and not inside:
+            raise ValueError(f"{source}: a solution, not a problem")
+        groups = problem_groups(file)
+    if not inside and groups and groups != ["/"]:
+        if len(groups) > 1:
+            raise ValueError(
+                f"{source}: holds several problems; name one, as in {path}:/{groups[0]}; it holds "
+                f"{', '.join(groups)}"
+            )
+        inside = groups[0]  # a file that holds one problem needs no name
     return Problem.load(path, inside or "/")
+
+
+def problem_groups(file: h5py.File) -> list[str]:
+    """The groups that hold sums, by name."""
+    if all(name in file for name in SUMS):
+        return ["/"]
+    found: list[str] = []
+
+    def visit(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Group) and all(part in node for part in SUMS):
+            found.append(name)
+
+    file.visititems(visit)
+    return sorted(found)
 
 
 def read_codes(source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
@@ -101,23 +136,47 @@ def read_codes(source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, 
     """
     path, _ = split(source)
     if path.suffix == ".npz":
-        with _numpy(path) as arrays:
-            loss = arrays.get("loss")
-            return _member(arrays, "codes", source), _member(arrays, "scales", source), loss, ""
+        with _npz(path) as arrays:
+            codes, scales = (_member(arrays, name, source) for name in ("codes", "scales"))
+            loss = _member(arrays, "loss", source) if "loss" in arrays else None
+            method = str(_member(arrays, "method", source)) if "method" in arrays else ""
+            return codes, scales, loss, method
     solution = Solution.load(path)
     return solution.codes, solution.scales, solution.loss, solution.method
 
 
 def write_solution(solution: Solution, target: str) -> None:
-    """Write a solution as .h5 (packed), or as .npz with codes, scales, loss, lower_bound."""
+    """Write a solution as .h5 (packed), or as .npz with codes, scales, loss, lower_bound, …"""
     if Path(target).suffix == ".npz":
         from hashsolve.files import atomic
 
-        names = ("codes", "scales", "loss", "lower_bound", "energy")
+        names = ("codes", "scales", "loss", "lower_bound", "energy", "method", "intercept")
+        values = {name: getattr(solution, name) for name in names}
         with atomic(target) as part, open(part, "wb") as file:
-            np.savez(file, **{name: getattr(solution, name) for name in names})
+            np.savez(file, **{name: v for name, v in values.items() if v is not None})
     else:
         solution.save(target)
+
+
+def check_output(
+    option: str, path: str | None, sources: Iterable[str | None], suffixes: tuple[str, ...] = ()
+) -> None:
+    """Refuse, before any work, an output that could not be written or would replace an input."""
+    if path is None:
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise ValueError(f"{option} {path}: a folder; name a file in it")
+    if suffixes and target.suffix not in suffixes:
+        raise ValueError(f"{option} {path}: name a file that ends in {' or '.join(suffixes)}")
+    if not target.parent.is_dir():
+        raise ValueError(f"{option} {path}: its folder does not exist; make it first")
+    if not os.access(target.parent, os.W_OK):
+        raise ValueError(f"{option} {path}: its folder is read-only; name another")
+    for source in filter(None, sources):
+        inside = Path(source) if Path(source).exists() else Path(source.rpartition(":")[0])
+        if target.resolve() in (Path(source).resolve(), inside.resolve()):
+            raise ValueError(f"{option} {path}: would replace {source}; name another file")
 
 
 def split(source: str) -> tuple[Path, str]:
@@ -125,19 +184,43 @@ def split(source: str) -> tuple[Path, str]:
     path, _, inside = source.rpartition(":")
     if not path or Path(source).exists():
         path, inside = source, ""
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder; name a file")
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     return Path(path), inside.strip("/")
 
 
+def describe_arrays(path: Path) -> dict[str, str]:
+    """Shape and dtype of what an .npy or .npz holds."""
+    if path.suffix == ".npy":
+        array = _numpy(path, mmap_mode="r")
+        return {"array": f"{array.shape} {array.dtype}"}
+    with _npz(path) as loaded:
+        arrays = {name: _member(loaded, name, str(path)) for name in loaded.files}
+        return {name: f"{array.shape} {array.dtype}" for name, array in arrays.items()}
+
+
 def _numpy(path: Path, **options: Any) -> Any:
     try:
         return np.load(path, allow_pickle=False, **options)
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable NumPy file ({error})") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: not a readable NumPy file of plain numbers ({error})") from error
+
+
+def _npz(path: Path) -> Any:
+    if not zipfile.is_zipfile(path):  # told before np.load, which would leave it open
+        raise ValueError(f"{path}: not an .npz file, or one cut short; save it again")
+    return _numpy(path)
 
 
 def _member(arrays: Any, name: str, source: str) -> np.ndarray:
+    held = ", ".join(arrays.files)
+    if not name:
+        raise ValueError(f"{source}: name an array, as in {source}:{arrays.files[0]}; holds {held}")
     if name not in arrays:
-        raise ValueError(f"{source}: no array {name!r}; it holds {', '.join(arrays.files)}")
-    return arrays[name]
+        raise ValueError(f"{source}: no array {name!r}; it holds {held}")
+    try:
+        return arrays[name]
+    except _UNREADABLE as error:
+        raise ValueError(f"{source}: array {name!r} cannot be read ({error})") from error

@@ -44,7 +44,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: not a folder")
         if manifest.exists():
-            if resume:
+            if resume and any(self.layers.glob("*.solution.h5")):
                 self._check(self._read(manifest), fingerprints)
             else:
                 for old in (self.layers, self.activations):
@@ -74,14 +74,16 @@ class RunFolder:
             why = f"format {found['format']}, this version reads {FORMAT}"
         except (ValueError, KeyError, TypeError) as error:
             why = f"damaged ({error})"
-        raise ValueError(f"{manifest}: {why}; use another run_dir or resume=False to start over")
+        raise ValueError(
+            f"{manifest}: {why}; use another run_dir or resume=False (--no-resume) to start over"
+        )
 
     def _check(self, found: dict[str, Any], fingerprints: dict[str, str]) -> None:
         differ = [k for k, v in fingerprints.items() if found["fingerprints"].get(k) != v]
         if differ:
             raise ValueError(
                 f"{self.path}: holds a run with other {' and '.join(differ)}; use another run_dir, "
-                "or resume=False to start over"
+                "or resume=False (--no-resume) to start over"
             )
 
     def problem_path(self, layer: str) -> Path:

@@ -1,0 +1,59 @@
+"""The user's own code and data for `hashsolve binarize`: factories by name, arrays in batches."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+
+class Batches:
+    """An array cut along its first axis, as often as one likes."""
+
+    def __init__(self, array: Any, size: int, samples: int | None = None):
+        if size < 1 or (samples is not None and samples < 1):
+            raise ValueError("--batch-size and --samples must be >= 1")
+        self.array, self.size = array, size
+        self.count = min(len(array), samples or len(array))
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, self.count, self.size):
+            yield self.array[start : min(start + self.size, self.count)]
+
+
+def load_object(spec: str) -> Any:
+    """The object that PACKAGE.MODULE:NAME names, the current folder being on the path."""
+    module, colon, name = spec.partition(":")
+    if not colon or not name or "/" in module or module.endswith(".py"):
+        meant = module.removeprefix("./").removesuffix(".py").replace("/", ".") or "PACKAGE.MODULE"
+        raise ValueError(f"{spec}: write PACKAGE.MODULE:NAME, as in {meant}:{name or 'NAME'}")
+    sys.path.insert(0, "")
+    try:
+        return getattr(call(lambda: importlib.import_module(module), spec), name)
+    except AttributeError:
+        near = difflib.get_close_matches(name, dir(sys.modules[module]), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{spec}: module {module} has no {name!r}{hint}") from None
+    finally:
+        sys.path.remove("")
+
+
+def call(made: Any, spec: str) -> Any:
+    """What the user's own code returns; whatever it raises is told in one line, with its place."""
+    try:
+        return made() if callable(made) else made
+    except ModuleNotFoundError as error:
+        extra = {"torch": "torch", "sklearn": "demo"}.get(error.name or "")
+        hint = f"; pip install 'hashsolve[{extra}]'" if extra else ""
+        raise ValueError(f"{spec}: {error}{hint}") from error
+    except Exception as error:
+        raise ValueError(f"{spec}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """An error that is none of ours: its type, its text, the line that raised it."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
