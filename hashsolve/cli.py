@@ -359,8 +359,9 @@ def main(arguments: list[str] | None = None) -> int:
         0 done; 1 a certificate failed; 2 unusable input; 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    if arguments is None:  # what HDF5's destructors raise after a failed write is no news
-        sys.unraisablehook = lambda _: None
+    if arguments is None and not os.environ.get("HASHSOLVE_TRACEBACK"):
+        # what HDF5's destructors raise after a failed write is no news; all else is caught below
+        sys.excepthook = sys.unraisablehook = lambda *_: None
     try:
         return cli.main(arguments, prog_name="hashsolve", standalone_mode=False) or 0
     except click.exceptions.Exit as stop:
