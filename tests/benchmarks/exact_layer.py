@@ -1,6 +1,7 @@
 """Prove a whole convolution layer optimal, column by column.
 
     python tests/benchmarks/exact_layer.py layer1.0.conv1/symmetric --checkpoint proof.h5
+    python tests/benchmarks/exact_layer.py layer2.1.conv1/symmetric --leading 64
 
 Can be interrupted: the same command goes on from its checkpoint. Prints JSON.
 """
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import click
+import numpy as np
 
 import hashsolve as hs
 
@@ -24,9 +26,14 @@ from data import shared_data
 @click.argument("name", default="layer1.0.conv1/symmetric")
 @click.option("--checkpoint", help="Keep the search here, and go on from it.")
 @click.option("--effort", default="thorough")
-def main(name: str, checkpoint: str | None, effort: str) -> None:
+@click.option("--leading", type=int, help="The block of so many live inputs, as its own problem.")
+def main(name: str, checkpoint: str | None, effort: str, leading: int | None) -> None:
     """Solve with method "exact" and print what was proven."""
     problem = hs.Problem.load(shared_data("layer_problems.h5"), name)
+    if leading is not None:
+        kept = np.flatnonzero(problem.gram.any(axis=1))[:leading]
+        gram, w = problem.gram[np.ix_(kept, kept)], problem.weights[kept]
+        problem = hs.Problem(gram, gram @ w, (w * (gram @ w)).sum(axis=0), weights=w)
     hs.solve(hs.Problem.load(shared_data("layer_problems.h5"), "conv1/symmetric"), "exact")  # JIT
     begun = time.perf_counter()
     s = hs.solve(problem, "exact", effort, checkpoint=checkpoint)

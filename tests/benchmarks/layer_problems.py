@@ -54,6 +54,7 @@ def main(methods: tuple[str, ...], effort: str, as_json: bool) -> None:
                     "method": method,
                     "relative_error": solution.relative_error,
                     "bound": solution.lower_bound.sum() / solution.energy.sum(),
+                    "mean_gap": float(solution.gap.mean()),
                     "to_dcc": solution.loss.sum() / dcc,
                     "to_reference": solution.loss.sum() / reference,
                     "seconds": time.perf_counter() - begun,
@@ -62,12 +63,12 @@ def main(methods: tuple[str, ...], effort: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    print(f"{'problem':<28}{'shape':>8} {'method':<9}{'error':>8}{'bound':>8}", end="")
+    print(f"{'problem':<28}{'shape':>8} {'method':<9}{'error':>8}{'bound':>8}{'gap':>7}", end="")
     print(f"{'/ dcc':>9}{'/ best':>9}{'seconds':>9}")
     for row in rows:
         print(
             f"{row['problem']:<28}{row['shape']:>8} {row['method']:<9}"
-            f"{row['relative_error']:>8.4f}{row['bound']:>8.4f}{row['to_dcc']:>9.4f}"
+            f"{row['relative_error']:>8.4f}{row['bound']:>8.4f}{row['mean_gap']:>7.3f}{row['to_dcc']:>9.4f}"
             f"{row['to_reference']:>9.4f}{row['seconds']:>9.2f}"
         )
 
