@@ -56,6 +56,12 @@ def enumerate_codes(instance: Instance, start: np.ndarray, control: Control) -> 
     keep = begin.loss(begin.scales) <= best.loss(best.scales)
     last = one_flip(instance, np.where(keep[:, None], begin.codes, best.codes), control)
     bound = np.maximum(bound, 0.0) if instance.free else bound
+    if not instance.free:
+        # a programme's loss may be zero, and then has no size of its own to measure rounding by
+        state = State(instance, last.codes, control)
+        loss = state.loss(state.scales)
+        size = 2 * np.abs(instance.cross).sum(axis=1) + np.abs(instance.gram).sum()
+        bound = np.where(loss - bound <= 1e-11 * size, loss, bound)
     left = open_columns(instance, last, bound, control)
     status = last.status if len(left) else Status.OPTIMAL
     return last._replace(status=status, bound=bound, bound_name="enumeration")
