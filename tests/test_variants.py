@@ -17,7 +17,7 @@ from hashsolve.reference import all_codes
 
 SEEDS = st.integers(0, 2**32 - 1)
 SCALING = ["sign", "dcc", "one_flip", "exact", "auto"]
-GROUPS = [1, 2, 3, 6, 12]
+GROUPS = [1, 3, 12]
 
 
 def explicit(case, s, row_weights=None):
@@ -160,7 +160,7 @@ def test_no_scale(method, case):
 # a scale a group
 
 
-@pytest.mark.parametrize("method", SCALING)
+@pytest.mark.parametrize("method", ["sign", "dcc", "auto"])
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("kind", ["gaussian", "relu", "asymmetric", "duplicated", "dead"])
 def test_group_scales(kind, group, method):
