@@ -204,8 +204,8 @@ def binarize(
             else:
                 say("resumed")
                 result = LayerResult(layer, found[0], found[1]["row"])
+            results.append(result)  # before the write: what it may leave half done is restored
             network.write(layer.name, result.weight)
-            results.append(result)
             prefix = digest(prefix, result.solution.codes, result.solution.scales)
     except BaseException:
         # whatever happened, a half-binarised network is of no use to anyone

@@ -55,7 +55,8 @@ class Network(Protocol):
 
     def layers(self, batch: Any) -> Sequence[Layer]:
         """All layers of the kinds that can be binarised, in the order in which one forward pass
-        of ``batch`` reaches them; those it does not reach come last, with ``calls=0``."""
+        of ``batch`` reaches them; those it does not reach come last, with ``calls=0``. A run begins
+        with this call, in full precision: weights that an earlier run has written are put back."""
 
     def weight(self, name: str) -> np.ndarray:
         """The full-precision weight of a layer, also after `write`: (filters, channels / groups,

@@ -412,13 +412,17 @@ def brute_force(problem: Problem) -> np.ndarray:
         raise ValueError(f"brute force takes S <= 20, got {problem.inputs}")
     codes = all_codes(problem.inputs).astype(float)
     q = (codes * (problem.gram @ codes)).sum(axis=0)
+    size = np.sqrt(np.abs(np.diagonal(problem.gram))).sum() ** 2  # what bᵀHb sums, at most
     best = np.empty(problem.columns)
     for t in range(problem.columns):
         p = problem.cross[:, t] @ codes
         if problem.free_scale:
-            gains = np.divide(p * p, q, out=np.zeros_like(p), where=q > 1e-12 * q.max())
+            scale = np.divide(p, q, out=np.zeros_like(p), where=q > 1e-12 * q.max())
+            found = problem.energy[t] - p * scale
+            # below zero by no more than the rounding of the sums is zero
+            found[(found < 0) & (found > -1e-13 * size * scale**2)] = 0.0
         else:
             scale = problem.fixed_scales[t]
-            gains = 2 * scale * p - scale**2 * q
-        best[t] = problem.energy[t] - gains.max()
+            found = problem.energy[t] - 2 * scale * p + scale**2 * q
+        best[t] = found.min()
     return best

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -44,13 +43,11 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: not a folder")
         if manifest.exists():
+            found = self._read(manifest)  # nothing is removed from a folder that is not a run's
             if resume and any(self.layers.glob("*.solution.h5")):
-                self._check(self._read(manifest), fingerprints)
+                self._check(found, fingerprints)
             else:
-                for old in (self.layers, self.activations):
-                    shutil.rmtree(old, ignore_errors=True)
-                for name in ("report.json", "report.csv", "manifest.json"):
-                    (self.path / name).unlink(missing_ok=True)
+                self._clear()
         elif self.path.exists() and not all(
             path.match(".manifest.json.*.part") for path in self.path.iterdir()
         ):
@@ -66,16 +63,24 @@ class RunFolder:
         for folder in (self.layers, self.activations):
             folder.mkdir(exist_ok=True)
 
+    def _clear(self) -> None:
+        """Remove a run's own files, by their names, and nothing else."""
+        for pattern in ("layers/*.problem.h5", "layers/*.solution.h5", "activations/*.h5"):
+            for old in self.path.glob(pattern):
+                old.unlink()
+        for name in ("report.json", "report.csv", "manifest.json"):
+            (self.path / name).unlink(missing_ok=True)
+
     def _read(self, manifest: Path) -> dict[str, Any]:
         try:
             found = json.loads(manifest.read_text())
             if found["format"] == FORMAT and isinstance(found["fingerprints"], dict):
                 return found
-            why = f"format {found['format']}, this version reads {FORMAT}"
+            why = f"of format {found['format']}, this version reads {FORMAT}"
         except (ValueError, KeyError, TypeError) as error:
-            why = f"damaged ({error})"
+            why = f"damaged, or not a run's ({type(error).__name__}: {error})"
         raise ValueError(
-            f"{manifest}: {why}; use another run_dir or resume=False (--no-resume) to start over"
+            f"{manifest}: {why}; name another run_dir, or remove the folder if it is a run's"
         )
 
     def _check(self, found: dict[str, Any], fingerprints: dict[str, str]) -> None:

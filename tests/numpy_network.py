@@ -70,6 +70,8 @@ class NumpyNetwork:
         return batch
 
     def layers(self, batch: np.ndarray) -> list[hs.Layer]:
+        for name, weight in self.original.items():
+            self.write(name, weight)
         calls, first_with = Counter(name for name, _ in self.steps), {}
         found = []
         for name, step in self.products.items():

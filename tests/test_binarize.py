@@ -475,15 +475,18 @@ def test_a_folder_of_something_else_is_refused(resume, tmp_path):
         ("{", "damaged"),
         ("[]", "damaged"),
         ('{"format": 1, "fingerprints": 3}', "format|damaged"),
-        ('{"format": 99, "fingerprints": {}}', "format 99, this version reads 1"),
+        ('{"format": 99, "fingerprints": {}}', "of format 99, this version reads 1"),
     ],
 )
-def test_a_damaged_manifest_is_named(text, why, finished, tmp_path):
-    run = hs.binarize(network(), calibration(), tmp_path / "run")
+def test_a_damaged_manifest_is_named(text, why, tmp_path):
+    """Starting over does not remove it either: nothing shows any more that it is a run's."""
+    run = hs.binarize(network(), calibration(), tmp_path / "run", "dcc", skip=SKIPPED)
     (run.run_dir / "manifest.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"manifest.json: ({why}).*resume=False"):
-        hs.binarize(network(), calibration(), run.run_dir)
-    same_run(hs.binarize(network(), calibration(), run.run_dir, resume=False), finished[0])
+    files = sorted(run.run_dir.rglob("*"))
+    for resume in (True, False):
+        with pytest.raises(ValueError, match=rf"manifest.json: .*({why}).*name another run_dir"):
+            hs.binarize(network(), calibration(), run.run_dir, "dcc", skip=SKIPPED, resume=resume)
+    assert sorted(run.run_dir.rglob("*")) == files
 
 
 # calibration
@@ -650,3 +653,52 @@ def test_error_of_sign_in_the_report_is_that_of_sign(finished, tmp_path):
     first, other = sign.report.rows[0], finished[0].report.rows[0]
     assert first["relative_error"] == pytest.approx(first["relative_error_sign"])
     assert first["relative_error_sign"] == pytest.approx(other["relative_error_sign"])
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_stranger_s_folder_loses_nothing(resume, tmp_path):
+    """A manifest.json of somebody else makes no run folder; not a file is touched."""
+    (tmp_path / "manifest.json").write_text('{"schemaVersion": 2}')
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers" / "mine.txt").write_text("mine")
+    (tmp_path / "report.csv").write_text("mine too")
+    with pytest.raises(ValueError, match=r"manifest.json: damaged, or not a run's"):
+        hs.binarize(network(), calibration(), tmp_path, "dcc", resume=resume)
+    assert (tmp_path / "layers" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "report.csv").read_text() == "mine too"
+
+
+def test_starting_over_removes_only_what_a_run_wrote(tmp_path):
+    hs.binarize(network(), calibration(), tmp_path, "dcc", skip=SKIPPED)
+    (tmp_path / "layers" / "mine.txt").write_text("mine")
+    hs.binarize(network(), calibration(), tmp_path, "sign", skip=SKIPPED, resume=False)
+    assert (tmp_path / "layers" / "mine.txt").read_text() == "mine"
+
+
+def test_a_write_that_is_interrupted_is_undone(tmp_path):
+    net, write = network(), NumpyNetwork.write
+    before = {name: step.weight.copy() for name, step in net.products.items()}
+    interrupted = []
+
+    def interrupt(name, weight):
+        write(net, name, weight)
+        if name == "block.grouped" and not np.array_equal(weight, before[name]) and not interrupted:
+            interrupted.append(name)
+            raise KeyboardInterrupt
+
+    net.write = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        hs.binarize(net, calibration(), tmp_path, "dcc", skip=SKIPPED)
+    assert interrupted
+    for name, weight in before.items():
+        np.testing.assert_array_equal(net.products[name].weight, weight)
+
+
+def test_an_adapter_can_be_used_again(tmp_path):
+    """What an earlier run has written is no part of the next one's network."""
+    net = network()
+    hs.binarize(net, calibration(), tmp_path / "a", "dcc", skip=SKIPPED)
+    again = hs.binarize(net, calibration(), tmp_path / "b", "dcc", skip=["stem.*", *SKIPPED])
+    fresh = hs.binarize(network(), calibration(), tmp_path / "c", "dcc", skip=["stem.*", *SKIPPED])
+    assert again.codes_sha256 == fresh.codes_sha256
+    np.testing.assert_array_equal(net.products["stem.conv"].weight, net.original["stem.conv"])

@@ -73,7 +73,13 @@ class TorchNetwork:
         self._original: dict[str, Tensor] = {}
 
     def layers(self, batch: Any) -> list[hashsolve.Layer]:
-        """All layers in the order in which a forward pass of ``batch`` reaches them."""
+        """All layers in the order in which a forward pass of ``batch`` reaches them.
+
+        Weights that an earlier run has written through this adapter are put back first.
+        """
+        for name in list(self._original):
+            self.write(name, self.weight(name))
+        self._original.clear()
         order: list[str] = []
         hooks = {name: (lambda *_, name=name: order.append(name)) for name in self._modules}
         self._run(batch, hooks)

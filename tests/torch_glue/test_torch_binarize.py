@@ -462,3 +462,23 @@ def test_another_model_or_other_images_do_not_resume(tmp_path):
         model[0].bias.add_(1)
     with pytest.raises(ValueError, match="other weights"):
         torch_glue.binarize(model, ROWS, tmp_path, method="dcc")
+
+
+def test_an_adapter_can_be_used_again(tmp_path):
+    """What an earlier run has written is no part of the next one's network."""
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+        )
+
+    torch.manual_seed(1)
+    batches = [torch.randn(50, 8)]
+    network = torch_glue.TorchNetwork(make())
+    hashsolve.binarize(network, batches, tmp_path / "a", "dcc")
+    again = hashsolve.binarize(network, batches, tmp_path / "b", "dcc", skip=["0"])
+    fresh = torch_glue.TorchNetwork(make())
+    wanted = hashsolve.binarize(fresh, batches, tmp_path / "c", "dcc", skip=["0"])
+    assert again.codes_sha256 == wanted.codes_sha256
+    assert torch.equal(network.model[0].weight, make()[0].weight)
