@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack
 
 from hashsolve.dual import (
-    SMALLEST_NORM,
     UNIT_ROUNDOFF,
     certified_bounds,
     cholesky_error,
@@ -125,6 +124,8 @@ def search_column(
     callback : called after every round; the search stops when it returns True.
     """
     margin = TOLERANCE * search.size
+    if not np.isfinite(search.squared_scale):
+        return search  # rounding cannot be bounded, so nothing can be proven
 
     def solve(item: tuple[Codes, Array, float]) -> _Outcome:
         return _subproblem(
@@ -352,19 +353,19 @@ def contract(
 
 
 def scale_limit(gram: Array, cross: Array, energy: float, diagonal: Array, loss: float) -> float:
-    """An upper bound on the squared scale of any codes with at most this loss.
+    """An upper bound on the squared scale of any codes with at most this loss, or inf.
 
     With M = gram + diag(d), sum(d) == 0 and M - tI positive definite, the certificate of M - tI
     says loss >= energy - c'(M - tI)^-1 c + squared scale * S t.
     """
-    limit = max(energy, 0.0) / (SMALLEST_NORM * max(np.trace(gram), np.finfo(float).tiny))
     centred = diagonal - diagonal.mean()
+    centred -= 8 * UNIT_ROUNDOFF * np.abs(centred).max()  # the sum is below zero
     factor = factorise(gram, centred)
     if factor is None:
-        return limit
+        return np.inf
     shift = 0.5 / np.trace(lapack.dpotri(factor, lower=1)[0])  # at most half the least eigenvalue
     factor = factorise(gram, centred - shift - 2.0 * cholesky_error(gram, centred))
     if factor is None:
-        return limit
+        return np.inf
     explained = cross @ solve_factored(factor, cross[None])[0]
-    return float(max(0.0, min(limit, 1.01 * (loss - energy + explained) / (len(gram) * shift))))
+    return float(max(0.0, 1.01 * (loss - energy + explained) / (len(gram) * shift)))

@@ -124,7 +124,9 @@ def verify(
         return Certificate(require, *shape, [], [], [], "", [], [], violations)
     codes = np.asarray(codes).astype(np.int8)
     scales = np.asarray(scales, dtype=float)
-    energy, problem = problem.energy, problem.centred()
+    centring = problem.centring_error(combine(codes, scales))
+    problem = problem.centred()
+    energy = problem.energy
     loss = reference.loss(problem, codes, scales)
     unit = np.maximum(energy, np.abs(loss))
     tolerance = TOLERANCE * unit
@@ -143,6 +145,9 @@ def verify(
             violations.append(f"column {t}: loss {loss[t]:.6g} < 0: the energies are too small")
 
     bound, bound_name = _bounds(problem)
+    bound = bound - centring
+    if problem.free_scale:
+        bound = np.maximum(bound, 0.0)
     for t in np.flatnonzero(loss < bound - slack):
         violations.append(f"column {t}: loss {loss[t]:.9g} is below the bound {bound[t]:.9g}")
     wanted = LEVELS.index(require)
@@ -150,7 +155,8 @@ def verify(
     levels = local_levels(problem, codes, scales, loss, tolerance, require)
     for t, (reached, why) in enumerate(levels):
         if reached == wanted - 1 and require == "optimal":
-            bound[t], why = _prove(problem, codes, t, loss[t], bound[t], tolerance[t])
+            better, why = _prove(problem, codes, t, loss[t], bound[t], tolerance[t])
+            bound[t] = max(bound[t], better - centring[t])
         if loss[t] - bound[t] <= tolerance[t]:
             reached = LEVELS.index("optimal")
         level.append(LEVELS[reached])

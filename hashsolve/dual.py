@@ -20,10 +20,6 @@ from scipy.linalg import lapack
 Array = NDArray[np.float64]
 
 UNIT_ROUNDOFF = 2.0**-53
-SMALLEST_NORM = 1e-6
-"""Where no diagonal of sum zero makes the Gram matrix positive definite, a free scale is unlimited
-and nothing can be proven in floating point. Codes with bᵀHb below this share of trace(H) are then
-taken to reach nothing."""
 
 
 def starting_diagonal(gram: Array, smallest: float, cross: Array, free: bool) -> Array:
@@ -128,7 +124,9 @@ def certified_bounds(
 
     Moves the diagonal toward ``start`` until a shifted Cholesky factorisation succeeds, whose
     backward error is known; bounds cᵀM⁻¹c by an approximate solution and its residual; and
-    subtracts the rounding of all that.
+    subtracts the rounding of all that. Where no diagonal of sum zero makes the Gram matrix positive
+    definite, as for inputs that are all duplicated, a free scale is unlimited: nothing is proven,
+    and the bound is −inf.
 
     Parameters
     ----------
@@ -144,34 +142,31 @@ def certified_bounds(
         The one that proves them.
     """
     inputs = len(gram)
+    gamma = 2.0 * (inputs + 4) * UNIT_ROUNDOFF
     centre = start - start.mean() if free else start
-    for blend in (0.0, 1e-6, 1e-4, 1e-2, 1.0, None):
-        if blend is None:  # the last resort is the start itself, its sum not zero
-            proven = start
-        else:
-            proven = (1.0 - blend) * diagonal + blend * centre
-            if free:
-                proven = proven - proven.mean()
+    for blend in (0.0, 1e-6, 1e-4, 1e-2, 1.0):
+        proven = (1.0 - blend) * diagonal + blend * centre
+        if free:
+            # a sum below zero costs nothing, one above zero as much as the scale is large: so the
+            # sum that is zero but for rounding is put below it
+            proven = proven - proven.mean()
+            proven = proven - gamma * np.abs(proven).max()
         error = cholesky_error(gram, proven)
         factor = factorise(gram, proven - 2.0 * error)
         if factor is not None:
             break
     else:
-        return np.full(len(cross), -np.inf), start
+        return np.full(len(cross), -np.inf), diagonal
     # Here M >= error·I: see cholesky_error. For any x, with r = c − Mx,
     # cᵀM⁻¹c = xᵀ(c + r) + rᵀM⁻¹r <= xᵀ(c + r) + |r|² / error.
     solution = solve_factored(factor, cross)
     residual = cross - (solution @ gram + proven * solution)
-    gamma = 2.0 * (inputs + 4) * UNIT_ROUNDOFF
     size = np.abs(solution)
     slack = gamma * (size @ np.abs(gram) + np.abs(proven) * size + np.abs(cross))  # of the residual
     quadratic = (solution * (cross + residual)).sum(axis=1)
     quadratic += (np.linalg.norm(residual, axis=1) + np.linalg.norm(slack, axis=1)) ** 2 / error
     quadratic += (size * (slack + gamma * (np.abs(cross) + np.abs(residual)))).sum(axis=1)
-    excess = proven.sum() + gamma * np.abs(proven).sum()  # > 0 by rounding, if by nothing else
-    if free:
-        reach = SMALLEST_NORM * max(np.trace(gram), np.finfo(float).tiny)
-        excess = max(excess, 0.0) / reach * np.maximum(energy, 0.0)
+    excess = 0.0 if free else proven.sum() + gamma * np.abs(proven).sum()
     bounds = energy - quadratic - excess
     rounding = 4 * UNIT_ROUNDOFF * (np.abs(energy) + np.abs(quadratic) + np.abs(excess))
     bounds = bounds - rounding

@@ -332,6 +332,14 @@ class Problem:
             intercept=False,
         )
 
+    def centring_error(self, weight: np.ndarray) -> np.ndarray:
+        """What rounding in `centred` can do to the loss of weights (S, T), (T,): it takes means
+        from sums that may be far larger than what is left."""
+        if not self.intercept:
+            return np.zeros(self.columns)
+        explained = (np.abs(self.input_sum) @ np.abs(weight)) ** 2 / self.row_weight
+        return 1e-13 * (self.energy + explained)
+
     def intercepts(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """The best constant of each column beside these codes and scales, (T,)."""
         return (self.target_sum - self.input_sum @ combine(codes, scales)) / self.row_weight

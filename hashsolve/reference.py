@@ -6,6 +6,8 @@ quantity afresh from its definition where the kernel keeps it up to date.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from hashsolve.problem import Problem
@@ -237,25 +239,26 @@ def select(values, count, k):
     return np.sort(values[:count])[k]
 
 
+def precise(gram, cross, bits):
+    """p = cross · bits and q = bits · gram · bits, rounded once."""
+    return math.fsum(bits * cross), math.fsum((np.outer(bits, bits) * gram).ravel())
+
+
 def gray(gram, cross, energy, free, codes):
-    """All codes at once, in Gray-code order."""
+    """All codes in Gray-code order, every sum rounded once; the lowest loss is its own bound."""
     inputs = len(cross)
     step = np.arange(1 << (inputs - 1 if free else inputs))
     flipped = (step ^ (step >> 1))[:, None] >> np.arange(inputs) & 1
-    bits = 1.0 - 2.0 * flipped
-    p = bits @ cross
-    q = np.einsum("ns,ns->n", bits @ gram, bits)
-    alpha = np.ones(len(bits))
-    if free:
-        reached = q > 1e-12 * np.abs(np.diag(gram)).sum()
-        alpha = np.divide(p, q, out=np.zeros(len(bits)), where=reached)
-        loss = energy - p * alpha
-    else:
-        loss = energy - 2.0 * p + q
-    best = np.argmin(loss)
-    codes[:] = bits[best]
-    p_error, q_error = 1e-13 * np.abs(cross).sum(), 4e-12 * np.abs(gram).sum()
-    return loss[best], (loss - 2 * np.abs(alpha) * p_error - alpha**2 * q_error).min()
+    losses = []
+    for bits in 1.0 - 2.0 * flipped:
+        p, q = precise(gram, cross, bits)
+        if not free:
+            losses.append(energy - 2.0 * p + q)
+        else:
+            losses.append(energy - (p * p / q if q > 0 else 0.0))
+    best = int(np.argmin(losses))
+    codes[:] = 1 - 2 * flipped[best]
+    return losses[best], losses[best]
 
 
 def decision_order(matrix, inverse, first, energy_share, order):

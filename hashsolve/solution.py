@@ -43,6 +43,11 @@ class Sweep(NamedTuple):
     flips: int
 
 
+def proven(loss: np.ndarray, bound: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """Which columns a bound proves optimal, to `OPTIMAL_TOLERANCE` of their energy, (T,)."""
+    return loss - bound <= OPTIMAL_TOLERANCE * np.maximum(np.abs(energy), np.abs(loss))
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """Codes and scales with their loss, and a bound on the best possible loss.
@@ -56,7 +61,7 @@ class Solution:
     loss : float64 array (T,)
         e − 2α cᵀb + α² bᵀHb, recomputed from the final codes and scales.
     energy : float64 array (T,)
-        ‖Y_t‖² of the problem.
+        ‖Y_t‖² of the problem; about the mean of Y_t, where the problem asks for an intercept.
     lower_bound : float64 array (T,)
         No codes and scale whatever have a smaller loss; ``bound_name`` says how it was found.
     status : Status
@@ -107,8 +112,7 @@ class Solution:
     @property
     def optimal(self) -> np.ndarray:
         """Which columns are proven optimal, to `OPTIMAL_TOLERANCE` of their energy."""
-        unit = np.maximum(self.energy, np.abs(self.loss))
-        return self.loss - self.lower_bound <= OPTIMAL_TOLERANCE * unit
+        return proven(self.loss, self.lower_bound, self.energy)
 
     @property
     def message(self) -> str:

@@ -17,7 +17,7 @@ from hashsolve.instance import Instance
 from hashsolve.methods import METHODS, Method
 from hashsolve.methods.outcome import Outcome
 from hashsolve.problem import Problem
-from hashsolve.solution import Solution, Status, Sweep
+from hashsolve.solution import Solution, Status, Sweep, proven
 from hashsolve.state import State
 from hashsolve.variants import solve_bases, solve_groups
 
@@ -107,8 +107,13 @@ def solve(
         else:
             solution = _solve(plain, chosen, start, control)
     if problem.intercept:
-        constant = problem.intercepts(solution.codes, solution.scales)
-        solution = replace(solution, intercept=constant, energy=problem.energy.copy())
+        # energies stay those about the mean, which optimality and errors are judged by
+        bound = solution.lower_bound - problem.centring_error(solution.weight)
+        solution = replace(
+            solution,
+            intercept=problem.intercepts(solution.codes, solution.scales),
+            lower_bound=np.maximum(bound, 0.0) if problem.free_scale else bound,
+        )
     elapsed = time.perf_counter() - begun
     return replace(solution, method=method, seed=seed, wall_time=elapsed)
 
@@ -123,14 +128,25 @@ def _solve(problem: Problem, method: Method, init: np.ndarray | None, control: C
     # what is reported is computed afresh from the codes and scales themselves
     state = State(instance, outcome.codes, control, turn=method.promise != "valid")
     loss = state.loss(outcome.scales)
+    # what the rounding of sums of such terms can do to the loss
+    size = outcome.scales**2 * np.abs(instance.gram).sum()
+    size += outcome.scales * np.abs(instance.cross).sum(axis=1)
+    noise = 1e-11 * np.abs(instance.energy) + 1e-13 * size
     if instance.free:
-        # what rounding alone can put below zero is zero; more would show inconsistent sums
-        size = np.sqrt(np.diagonal(instance.gram)).sum() ** 2  # what bᵀHb sums, at most
-        noise = 1e-11 * instance.energy + 1e-13 * size * outcome.scales**2
-        loss[(loss < 0) & (loss > -noise)] = 0.0
+        loss[(loss < 0) & (loss > -noise)] = 0.0  # more would show inconsistent sums
     bound, bound_name = outcome.bound, outcome.bound_name
     if bound is None:
         bound, bound_name = cheap_bounds(instance, control)
+    if (bound > np.maximum(loss, 0.0 if instance.free else -np.inf) + noise).any():
+        t = int(np.argmax(bound - loss - noise))
+        raise RuntimeError(
+            f"{problem.name}: column {t}: the loss {loss[t]:.6g} is below its {bound_name} bound "
+            f"{bound[t]:.6g}: a defect of the bound, or sums that no inputs can have"
+        )
+    bound = np.minimum(bound, loss)
+    status = outcome.status
+    if status is Status.OPTIMAL and not proven(loss, bound, instance.energy).all():
+        status = Status.DONE  # the search is complete, but rounding is larger than what is proven
     unit = instance.loss_unit
     return Solution(
         codes=instance.restore(state.codes),
@@ -138,7 +154,7 @@ def _solve(problem: Problem, method: Method, init: np.ndarray | None, control: C
         loss=loss * unit * unit,
         energy=problem.energy.copy(),
         lower_bound=bound * unit * unit,
-        status=outcome.status,
+        status=status,
         bound_name=bound_name,
         sweeps=max(len(control.history) - 1, 0),
         history=tuple(control.history),

@@ -10,8 +10,6 @@ import pytest
 from columns import FIXED, FREE, KINDS, make_column, optimum
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import KINDS as CASES
-from strategies import make_case, problems
 
 import hashsolve as hs
 from hashsolve import bounds
@@ -19,6 +17,8 @@ from hashsolve.control import Control
 from hashsolve.dual import certified_bounds, improve_diagonal, starting_diagonal
 from hashsolve.methods import METHODS
 from hashsolve.reference import brute_force
+from hashsolve.testing.strategies import KINDS as CASES
+from hashsolve.testing.strategies import make_case, problems
 
 SEEDS = st.integers(0, 2**32 - 1)
 

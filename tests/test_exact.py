@@ -12,7 +12,6 @@ from columns import KINDS, losses, make_column
 from data import shared_data
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import make_case, problems, quadratics
 
 import hashsolve as hs
 from hashsolve import branch
@@ -20,7 +19,9 @@ from hashsolve.bounds import start_diagonals
 from hashsolve.checkpoint import Checkpoint
 from hashsolve.control import Control
 from hashsolve.kernels.gray import gray
+from hashsolve.methods import METHODS
 from hashsolve.reference import all_codes, brute_force
+from hashsolve.testing.strategies import make_case, problems, quadratics
 
 exact_method = importlib.import_module("hashsolve.methods.exact")  # not its function
 SEEDS = st.integers(0, 2**32 - 1)
@@ -76,6 +77,9 @@ def test_branch_and_bound_equals_brute_force(kind, size, seed):
     column = make_column(kind, size, seed)
     found = search(column)
     best = losses(column, all_codes(size).T).min()
+    if not np.isfinite(found.squared_scale):  # no diagonal of sum zero: nothing is claimed
+        assert kind not in ("full", "asymmetric") and found.lower_bound() == -np.inf
+        return
     assert not len(found.open_bound)
     assert abs(found.loss - best) <= 1e-8 * column.size
     assert found.lower_bound() <= best + 1e-12 * column.size
@@ -122,6 +126,50 @@ def test_nothing_to_decide():
     s = hs.solve(p, "exact", "fast")
     assert s.loss.tolist() == [-30.0] and s.lower_bound[0] <= -30
     assert s.status in (hs.Status.OPTIMAL, hs.Status.NODE_LIMIT)
+
+
+# codes that all but cancel
+
+
+def cancelling():
+    """Two inputs that differ by little, and a target that is their difference: exact integers."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-(5 * 10**6), 5 * 10**6, size=50)
+    inputs = np.stack([x, x + rng.integers(-2, 3, size=50)]).astype(float)
+    return hs.Problem.from_arrays(inputs, target=(inputs.T @ [-1.0, 1.0])[:, None])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("init", [None, [[1], [1]], [[-1], [1]]])
+def test_no_bound_is_above_codes_that_cancel(method, init):
+    """(−1, +1) has loss 0 although bᵀHb is 1e-13 of the trace."""
+    p = cancelling()
+    s = hs.solve(p, method, init=init)
+    assert s.lower_bound[0] <= 1e-9 * p.energy[0]
+    assert not s.optimal[0] or s.loss[0] <= 1e-9 * p.energy[0]
+
+
+@pytest.mark.parametrize("copies", [1, 12])
+def test_no_bound_is_above_codes_that_cancel_to_the_last_digit(copies):
+    small = 2.0**-51
+    gram = np.kron(np.eye(copies), [[1, 1 - small], [1 - small, 1]])
+    b = np.tile([[-1.0], [1.0]], (copies, 1))
+    energy = (b.T @ gram @ b).ravel() * 2.0**50
+    p = hs.Problem(gram, gram @ b * 2.0**25, energy)
+    for method in METHODS:
+        s = hs.solve(p, method, init=b)
+        assert s.lower_bound[0] <= 1e-9 * energy[0], method
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-5, 1e-6])
+def test_optimal_is_never_said_of_less(noise):
+    """Status and proof agree, and the bound is below the loss, however ill-conditioned H is."""
+    rng = np.random.default_rng(1)
+    x = np.repeat(rng.normal(size=(10, 60)), 2, axis=0) + noise * rng.normal(size=(20, 60))
+    b = np.tile([1.0, -1.0], 10)[:, None] / noise
+    s = hs.solve(hs.Problem.from_arrays(x, target=x.T @ b + 0.001 * rng.normal(size=(60, 1))))
+    assert (s.lower_bound <= s.loss).all()
+    assert s.status is not hs.Status.OPTIMAL or s.optimal.all()
 
 
 # threads, budgets

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import KINDS, make_case, problems
 
 import hashsolve.kernels
 from hashsolve import reference
@@ -18,6 +17,7 @@ from hashsolve.instance import Instance
 from hashsolve.kernels.dcc import dcc_sweep
 from hashsolve.kernels.one_flip import one_flip_sweep
 from hashsolve.kernels.products import correlations, products
+from hashsolve.testing.strategies import KINDS, make_case, problems
 
 SIZES = (1, 2, 3, 7, 8, 16, 33)
 

@@ -9,7 +9,6 @@ import pytest
 from columns import KINDS, losses, make_column, optimum, random_codes
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import make_case, problems
 
 import hashsolve as hs
 from hashsolve.bounds import dual_diagonals, start_diagonals
@@ -17,6 +16,7 @@ from hashsolve.control import Control
 from hashsolve.instance import Instance
 from hashsolve.lattice import Lattice, lattice_codes
 from hashsolve.reference import brute_force, loss
+from hashsolve.testing.strategies import make_case, problems
 
 beam_method = importlib.import_module("hashsolve.methods.beam")  # not its function
 SEEDS = st.integers(0, 2**32 - 1)

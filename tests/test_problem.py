@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import cases, quadratics
 
 import hashsolve as hs
 from hashsolve.reference import all_codes, explicit_loss
 from hashsolve.sums import Sums, block_rows
+from hashsolve.testing.strategies import cases, quadratics
 
 X = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])
 W = np.array([[1.0, -2.0], [3.0, 0.25]])

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import cases, make_case
 
 import hashsolve as hs
 from hashsolve.methods import METHODS
 from hashsolve.packing import combine
 from hashsolve.reference import all_codes
+from hashsolve.testing.strategies import cases, make_case
 
 SEEDS = st.integers(0, 2**32 - 1)
 SCALING = ["sign", "dcc", "one_flip", "exact", "auto"]
@@ -442,3 +442,14 @@ def test_shapes_of_variants(fields, message):
     plain = hs.solve(variant(case))
     certificate = hs.verify(variant(case, **fields), plain.codes, plain.scales)
     assert certificate.violations == [message]
+
+
+def test_a_large_mean_proves_nothing(rng):
+    """With an intercept, optimality is judged by the energy about the mean."""
+    x, y = rng.normal(size=(30, 500)), rng.normal(size=(500, 3)) + 1e5
+    p = hs.Problem.from_arrays(x, target=y, intercept=True)
+    s = hs.solve(p, "sign")
+    assert not s.optimal.any()
+    np.testing.assert_allclose(s.energy, 500 * y.var(axis=0), rtol=1e-5)
+    certificate = hs.verify(p, np.ones((30, 3)), np.zeros(3), require="optimal")
+    assert not certificate.ok and not any(certificate.optimal)

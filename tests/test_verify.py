@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import cases, problems
 
 import hashsolve as hs
 from hashsolve.certificate import LEVELS
 from hashsolve.instance import signs
 from hashsolve.methods import METHODS
 from hashsolve.reference import best_scales, brute_force, loss
+from hashsolve.testing.strategies import cases, problems
 
 
 @pytest.fixture

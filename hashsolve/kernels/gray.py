@@ -5,29 +5,50 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
+def _add(high, low, term):
+    """high + low + term, the rounding of the sum kept in low (Knuth's two-sum)."""
+    total = high + term
+    part = total - high
+    return total, low + ((high - (total - part)) + (term - part))
+
+
+@njit(cache=True, nogil=True)
+def precise(gram, cross, bits):
+    """p = cross · bits and q = bits · gram · bits to some 30 digits of their terms, rounded."""
+    p = 0.0
+    p_low = 0.0
+    q = 0.0
+    q_low = 0.0
+    for i in range(len(bits)):
+        p, p_low = _add(p, p_low, bits[i] * cross[i])
+        for j in range(len(bits)):
+            q, q_low = _add(q, q_low, bits[i] * bits[j] * gram[i, j])
+    return p + p_low, q + q_low
+
+
+@njit(cache=True, nogil=True)
 def gray(gram, cross, energy, free, codes):
     """Find the best codes of all 2^S (2^(S-1) for a free scale, where ``codes[-1]`` stays +1).
 
     One flip a step, O(S). Running sums are formed anew every 64 steps, so that rounding does not
-    add up. The first codes in Gray-code order, from all +1, win a tie.
+    add up; where it could still hide a better loss, as where q all but cancels, p and q are summed
+    again in twice the precision. The first codes in Gray-code order, from all +1, win a tie.
 
     Returns the lowest loss, whose codes overwrite ``codes`` (S,) int8, and a value that no loss is
-    below whatever rounding did: the lowest of loss − 2|α| δp − α² δq, with the worst that 64 steps
-    can do to p and q.
+    below whatever rounding did: the lowest of loss − 2|α| δp − α² δq. Where even twice the
+    precision leaves q undecided, that is 0: with a free scale no loss is negative.
     """
     inputs = len(cross)
     bits = np.ones(inputs)
     products = np.empty(inputs)
     p = 0.0
     q = 0.0
-    floor = 0.0  # a smaller q is rounding noise around zero
-    p_error = 0.0
-    q_error = 0.0
+    p_size = 0.0
+    q_size = 0.0
     for i in range(inputs):
-        floor += 1e-12 * abs(gram[i, i])
-        p_error += 1e-13 * abs(cross[i])
+        p_size += abs(cross[i])
         for j in range(inputs):
-            q_error += 4e-12 * abs(gram[i, j])
+            q_size += abs(gram[i, j])
     best = np.inf
     lowest = np.inf
     for step in range(1 << (inputs - 1 if free else inputs)):
@@ -52,16 +73,37 @@ def gray(gram, cross, energy, free, codes):
                 products[i] = total
                 p += cross[i] * bits[i]
                 q += bits[i] * total
-        alpha = 1.0
-        loss = energy
-        if not free:
-            loss += q - 2.0 * p
-        elif q > floor:
-            alpha = p / q
-            loss -= p * alpha
-        else:
+        # what 64 steps can do to p and q at worst
+        p_error = 1e-13 * p_size
+        q_error = 4e-12 * q_size
+        if free:
+            if q > 2.0 * q_error:
+                # q may be smaller and |p| larger than they seem
+                most = (abs(p) + p_error) * (abs(p) + p_error) / (q - q_error)
+                if energy - most >= lowest:
+                    continue
+            p_now, q_now = precise(gram, cross, bits)
+            p_error = 1e-28 * p_size
+            q_error = 1e-26 * q_size
             alpha = 0.0
-        lowest = min(lowest, loss - 2.0 * abs(alpha) * p_error - alpha * alpha * q_error)
+            if q_now > 2.0 * q_error:
+                alpha = p_now / q_now
+                rounding = 1e-15 * (energy + p_now * alpha)
+                rounding += 2.0 * abs(alpha) * p_error + alpha * alpha * q_error
+                lowest = min(lowest, energy - p_now * alpha - 2.0 * rounding)
+            elif q_now == 0.0 and p_now == 0.0:
+                lowest = min(lowest, energy)
+            else:
+                lowest = min(lowest, 0.0)
+            loss = energy - p_now * alpha
+        else:
+            loss = energy - 2.0 * p + q
+            if loss - 2.0 * p_error - q_error >= lowest:
+                continue
+            p_now, q_now = precise(gram, cross, bits)
+            loss = energy - 2.0 * p_now + q_now
+            rounding = 1e-15 * (abs(energy) + 2.0 * abs(p_now) + abs(q_now))
+            lowest = min(lowest, loss - rounding)
         if loss < best:
             best = loss
             for i in range(inputs):

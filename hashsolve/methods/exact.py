@@ -18,6 +18,8 @@ from hashsolve.state import State
 
 ENUMERATED = 18
 """At most so many inputs are enumerated: 2^17 codes, a millisecond."""
+LAST_RESORT = 24
+"""At most so many are where nothing limits the scale, so that branch and bound proves nothing."""
 NODES = (20_000_000, 2_000_000_000, 1_000_000_000_000)
 """Nodes a column, by effort; a core visits some 3·10⁷ a second."""
 _FIRST = 20_000_000  # nodes of a column's first try, all columns side by side
@@ -87,6 +89,14 @@ def prove(instance: Instance, found: Outcome, control: Control, nodes: int) -> O
         loss = column_loss(*column, found.codes[t], instance.free)
         if loss < state.loss:  # a checkpoint of a run whose heuristics found less
             state = state._replace(codes=found.codes[t].copy(), loss=loss)
+
+        if not np.isfinite(state.squared_scale):
+            if instance.gram.shape[0] <= LAST_RESORT:
+                met = np.ones_like(codes[t])
+                loss, lowest = gray(*column, instance.free, met)
+                codes[t] = met if loss < state.loss else codes[t]
+                bound[t], complete[t] = max(bound[t], lowest), True
+            return
 
         def keep(state) -> bool:
             checkpoint.save(int(t), state)

@@ -15,7 +15,7 @@ from hashsolve.methods.dcc import dcc
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
 from hashsolve.methods.tabu import MEMBERS, evolve_pool
-from hashsolve.solution import OPTIMAL_TOLERANCE, Status
+from hashsolve.solution import Status, proven
 from hashsolve.state import State
 
 
@@ -78,6 +78,5 @@ def open_columns(
 ) -> np.ndarray:
     """The columns that the bound does not prove optimal, the largest gap first."""
     loss = State(instance, found.codes, control).loss(found.scales)
-    unit = np.maximum(np.abs(instance.energy), np.abs(loss))
     order = np.argsort(bound - loss, kind="stable")
-    return order[(loss - bound > OPTIMAL_TOLERANCE * unit)[order]]
+    return order[~proven(loss, bound, instance.energy)[order]]
