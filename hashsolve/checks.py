@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,28 @@ def finite(values: np.ndarray, name: str) -> np.ndarray:
 def matrix(value: Any, name: str, ndim: int | tuple[int, ...] = 2) -> np.ndarray:
     """`array`, as finite float64 in memory."""
     return finite(np.asarray(array(value, name, ndim)[...], dtype=np.float64), name)
+
+
+def whole(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
+    """A whole number in [least, most], as int; a ValueError for anything else, bool included."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = int(value) if isinstance(value, float) and value.is_integer() else None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        limit = f">= {least}" if most == 2**63 - 1 else f"from {least} to {most}"
+        raise ValueError(f"{name}: must be a whole number {limit}, got {value!r}")
+    return number
+
+
+def positive(value: Any, name: str, unit: str = "") -> float:
+    """A finite number > 0, as float; a ValueError for anything else."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool
+    )
+    if not number or not 0 < value < np.inf:
+        raise ValueError(f"{name}: must be > 0{unit}, got {value!r}")
+    return float(value)
 
 
 def choice(value: str, name: str, allowed: Any) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from os import PathLike
 from typing import Any
@@ -31,8 +32,8 @@ def blas() -> ThreadpoolController:
 class Control:
     """Effort, seed, threads, history, and the two ways to be stopped (time limit, callback).
 
-    A method calls `columns` to run a kernel over all columns, and `record` after each sweep;
-    where that returns a status, it stops and returns what it has.
+    A method calls `columns` to run a kernel over all columns, `each` to run a job for each, and
+    `record` after each step; where that returns a status, or `stop` is one, it returns what it has.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Control:
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.threads = threads or len(os.sched_getaffinity(0))
         self.history: list[Sweep] = []
+        self._halted = threading.Event()  # shared with the controls of solves within this one
         self._pool: ThreadPoolExecutor | None = None
 
-    def again(self) -> Control:
+    def again(self, threads: int | None = None) -> Control:
         """A control for a solve within this one: its own history, the same limits."""
         inner = copy.copy(self)
         inner.history = []
+        inner.threads = threads or self.threads
         return inner
 
     def __enter__(self) -> Control:
@@ -64,7 +67,7 @@ class Control:
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C
+            self._pool.shutdown(cancel_futures=True)
 
     def budget(self, fast: float, default: float, thorough: float) -> Any:
         """The one of three budgets (or tolerances) that the effort names."""
@@ -91,32 +94,55 @@ class Control:
         for job in jobs:
             job.result()
 
-    def each(self, job: Callable[[int], Any], count: int) -> None:
+    def each(
+        self, job: Callable[[int], Any], count: int, done: Callable[[int, Any], Any] | None = None
+    ) -> None:
         """Run ``job(t)`` for every t below ``count`` on the threads, BLAS on one thread in each.
 
         A job may write only what is its own, so the result does not depend on the threads.
+        ``done(t, result)`` is called for one job after the other, in order, by the caller's thread.
+        Once there is a reason to stop, jobs that have not begun are left out.
         """
+
+        def run(t: int) -> tuple[Any, ...]:
+            return () if self.stop else (job(t),)
+
+        def finish(t: int, result: tuple[Any, ...]) -> None:
+            if result and done is not None:
+                done(t, *result)
+
         with blas().limit(limits=1, user_api="blas"):
             if self.threads == 1 or count == 1:
                 for t in range(count):
-                    job(t)
+                    finish(t, run(t))
                 return
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads)
-            for done in [self._pool.submit(job, t) for t in range(count)]:
-                done.result()
+            futures = [self._pool.submit(run, t) for t in range(count)]
+            try:
+                for t, future in enumerate(futures):
+                    finish(t, future.result())
+            except BaseException:  # Ctrl-C too: jobs that are running end at their next look
+                self._halted.set()
+                wait(futures)
+                raise
 
     @property
-    def out_of_time(self) -> bool:
-        """Whether the time limit has passed."""
-        return self.deadline is not None and time.monotonic() > self.deadline
-
-    def record(self, instance: Instance, loss: np.ndarray, flips: int) -> Status | None:
-        """Note a sweep (``loss`` (T,) in the instance's units); say whether to stop, and why."""
-        total = float((loss * instance.loss_unit * instance.loss_unit).sum())
-        self.history.append(Sweep(total, int(flips)))
-        if self.callback is not None and self.callback(self.history[-1]):
+    def stop(self) -> Status | None:
+        """Why to stop now, if there is a reason."""
+        if self._halted.is_set():
             return Status.STOPPED
-        if self.out_of_time:
+        if self.deadline is not None and time.monotonic() > self.deadline:
             return Status.TIME_LIMIT
         return None
+
+    def record(self, instance: Instance, loss: np.ndarray, flips: int) -> Status | None:
+        """Note a step (``loss`` (T,) in the instance's units); say whether to stop, and why."""
+        return self.note(float((loss * instance.loss_unit * instance.loss_unit).sum()), flips)
+
+    def note(self, loss: float, flips: int) -> Status | None:
+        """Note a step whose Σloss is in the problem's units; say whether to stop, and why."""
+        self.history.append(Sweep(loss, int(flips)))
+        if self.callback is not None and self.callback(self.history[-1]):
+            self._halted.set()
+        return self.stop

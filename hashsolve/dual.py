@@ -13,6 +13,9 @@ those of an `hashsolve.instance.Instance`: ``gram`` (S, S) and one column's ``cr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import lapack
@@ -51,6 +54,7 @@ def improve_diagonal(
     max_steps: int = 60,
     target: float = np.inf,
     barrier: float = 0.1,
+    stop: Callable[[], Any] = lambda: None,
 ) -> tuple[Array, int]:
     """Raise a bound by Newton's method with a log-det barrier.
 
@@ -72,7 +76,7 @@ def improve_diagonal(
     smallest_weight = tolerance * scale / inputs
     value = _barrier_value(cross, solution, factor, diagonal, weight, free)
     steps = 0
-    while steps < max_steps:
+    while steps < max_steps and not stop():
         steps += 1
         inverse = lapack.dpotri(factor, lower=1)[0]  # its lower triangle; so is all that follows
         gradient = np.einsum("ts,ts->s", solution, solution) + weight * np.diag(inverse)

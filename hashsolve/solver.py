@@ -19,10 +19,12 @@ from hashsolve.methods.outcome import Outcome
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution, Status, Sweep, proven
 from hashsolve.state import State
-from hashsolve.variants import solve_bases, solve_groups
+from hashsolve.variants import solve_variant
 
 _RESTARTS = 8  # perturbed starts of effort="thorough"
 _PERTURBED = 0.1  # share of the bits a perturbed start flips
+CHECKPOINTED = ("exact", "auto")
+"""Methods that search long enough to keep a checkpoint."""
 
 
 def solve(
@@ -57,11 +59,13 @@ def solve(
     init : array (S, T) or Solution, optional
         Codes to start from instead of sign(W).
     callback : callable, optional
-        Called with each `Sweep` (loss, flips); return true to stop.
+        Called with each `Sweep` (loss, flips): after a sweep over all columns, or after a column
+        where a method searches them one by one. Return true to stop.
     threads : int, optional
         Threads that share the columns; all cores where not given.
     checkpoint : path, optional
-        A file that method "exact" keeps its search in, and goes on from where it exists.
+        A file that the exact search (method "exact", or "auto" where it tries a proof) is kept
+        in, and goes on from where it exists.
 
     Returns
     -------
@@ -70,7 +74,8 @@ def solve(
     Raises
     ------
     ValueError
-        For an unknown method or effort, or an ``init`` that does not fit.
+        For an unknown method or effort, a seed, time_limit or threads out of range, or an ``init``
+        that does not fit.
 
     Examples
     --------
@@ -84,28 +89,25 @@ def solve(
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem: expected a hashsolve.Problem, got a {type(problem).__name__}")
-    chosen = METHODS[checks.choice(method, "method", METHODS)]
+    checks.choice(method, "method", METHODS)
     checks.choice(effort, "effort", EFFORTS)
-    if time_limit is not None and not time_limit > 0:
-        raise ValueError(f"time_limit: must be > 0 seconds, got {time_limit!r}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: must be >= 1, got {threads!r}")
+    seed = checks.whole(seed, "seed", 0)
+    if time_limit is not None:
+        time_limit = checks.positive(time_limit, "time_limit", " seconds")
+    if threads is not None:
+        threads = checks.whole(threads, "threads", 1)
+    if checkpoint is not None and method not in CHECKPOINTED:
+        raise ValueError(f"checkpoint: method {method!r} keeps none; use {CHECKPOINTED[0]!r}")
     if checkpoint is not None and (problem.bases > 1 or problem.scale_group is not None):
         raise ValueError("checkpoint: not for problems with bases or scale_group, which alternate")
     begun = time.perf_counter()
     plain = problem.centred()
     start = None if init is None else _start(init, problem)
     with Control(effort, seed, time_limit, callback, threads, checkpoint) as control:
-        if plain.bases > 1:
-            solution = solve_bases(
-                plain, start, lambda part, codes: _solve(part, chosen, codes, control.again())
-            )
-        elif plain.scale_group is not None:
-            whole = Instance.of(replace(plain, scale_group=None))
-            codes = whole.restore(whole.start) if start is None else start
-            solution = solve_groups(plain, codes, control)
+        if plain.bases > 1 or plain.scale_group is not None:
+            solution = solve_variant(plain, method, start, _solve, control)
         else:
-            solution = _solve(plain, chosen, start, control)
+            solution = _solve(method, plain, start, control)
     if problem.intercept:
         # energies stay those about the mean, which optimality and errors are judged by
         bound = solution.lower_bound - problem.centring_error(solution.weight)
@@ -118,8 +120,9 @@ def solve(
     return replace(solution, method=method, seed=seed, wall_time=elapsed)
 
 
-def _solve(problem: Problem, method: Method, init: np.ndarray | None, control: Control) -> Solution:
-    """Solve a plain problem: one code and one scale a column."""
+def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Control) -> Solution:
+    """Solve a plain problem, one code and one scale a column, by the method of this name."""
+    method = METHODS[name]
     instance = Instance.of(problem)
     if not instance.live.any():
         return _without_inputs(problem, instance)

@@ -9,60 +9,98 @@ import numpy as np
 from scipy import linalg
 
 from hashsolve.control import Control
+from hashsolve.instance import Instance, signs
 from hashsolve.kernels.group_dcc import group_dcc_sweep
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution, Status, Sweep
 
 _ROUNDS = 50  # of an alternation that usually settles within ten
+_SETTLED = 1e-9  # share of the loss by which a round must lower it
+
+PlainSolve = Callable[[str, Problem, np.ndarray | None, Control], Solution]
+"""Solves a plain problem by a method, from start codes (S, T)."""
+
+CONTAINED = {"auto": ("dcc", "one_flip")}
+"""Methods whose alternation runs too, so that the one that contains them ends no worse."""
+
+
+def solve_variant(
+    problem: Problem, method: str, start: np.ndarray | None, solve: PlainSolve, control: Control
+) -> Solution:
+    """Solve a problem with bases or group scales; of each column, the best that was found.
+
+    Parameters
+    ----------
+    problem : Problem
+    method : str
+        What solves the plain problems between the steps of the scales.
+    start : array (S, T), or (M, S, T) for bases, optional
+    solve : callable
+    control : Control
+    """
+    alternate = solve_bases if problem.bases > 1 else solve_groups
+    best = None
+    for name in (*CONTAINED.get(method, ()), method):
+        found = alternate(problem, name, start, solve, control)
+        best = found if best is None else _better(best, found)
+        if control.stop:
+            return replace(best, status=control.stop)
+    return best
+
+
+def _better(a: Solution, b: Solution) -> Solution:
+    """Column by column the one with the smaller loss; ``b``, with its history, elsewhere."""
+    keep = a.loss < b.loss
+    codes, scales, loss = (
+        np.where(keep, getattr(a, name), getattr(b, name)) for name in ("codes", "scales", "loss")
+    )
+    history = b.history
+    if keep.any():
+        history = (*history, Sweep(float(loss.sum()), 0))
+    return replace(b, codes=codes, scales=scales, loss=loss, history=history)
 
 
 def solve_bases(
-    problem: Problem,
-    init: np.ndarray | None,
-    solve: Callable[[Problem, np.ndarray | None], Solution],
+    problem: Problem, method: str, start: np.ndarray | None, solve: PlainSolve, control: Control
 ) -> Solution:
     """M codes a column: each basis in turn against what the others leave, then all scales.
 
     The first round is greedy, each basis on the residual of those before. Neither a solve from
     the present codes nor the joint scale step (least squares, M×M) ever raises the loss.
-
-    Parameters
-    ----------
-    problem : Problem
-        With ``bases`` M > 1.
-    init : array (M, S, T), optional
-    solve : callable
-        Solves a plain problem from start codes.
     """
     plain = replace(problem, bases=1)
     count, shape = problem.bases, (problem.inputs, problem.columns)
-    codes = np.ones((count, *shape), dtype=np.int8) if init is None else init.astype(np.int8)
+    codes = np.ones((count, *shape), dtype=np.int8) if start is None else start.astype(np.int8)
     scales = np.zeros((count, problem.columns))
-    if init is not None:
+    if start is not None:
         scales = _joint_scales(plain, codes)
     history = [Sweep(float(problem.energy.sum()), 0)]
-    first = None
+    status = Status.SWEEP_LIMIT
     for done in range(_ROUNDS):
         before = codes.copy()
         for m in range(count):
             rest = combine(codes, np.where(np.arange(count)[:, None] == m, 0.0, scales))
             left = _residual(plain, rest, codes[m] * scales[m])
-            fresh = init is None and done == 0
-            if left is None:
+            fresh = start is None and done == 0
+            if left is None or (control.stop and not fresh):
                 continue
-            part = solve(left, None if fresh else codes[m])
-            first = first or part
+            part = solve(method, left, None if fresh else codes[m], control.again())
             codes[m], scales[m] = part.codes, part.scales
-        better = _joint_scales(plain, codes)
-        turned = better < 0  # canonical sign: every scale is >= 0
+        if method != "sign":
+            scales = _joint_scales(plain, codes)
+        turned = scales < 0  # canonical sign: every scale is >= 0
         codes = np.where(turned[:, None, :], -codes, codes)
-        scales = np.abs(better)
+        scales = np.abs(scales)
         loss = plain.loss(codes, scales)
         history.append(Sweep(float(loss.sum()), int((codes != before).sum())))
-        if history[-1].loss >= history[-2].loss * (1 - 1e-9):
+        if control.stop or method == "sign":
+            status = control.stop or Status.DONE
             break
-    return _solution(problem, codes, scales, history, first, done < _ROUNDS - 1)
+        if history[-1].loss >= history[-2].loss * (1 - _SETTLED):
+            status = Status.FIXPOINT
+            break
+    return _solution(problem, codes, scales, history, status)
 
 
 def _residual(plain: Problem, rest: np.ndarray, present: np.ndarray) -> Problem | None:
@@ -93,37 +131,114 @@ def _joint_scales(plain: Problem, codes: np.ndarray) -> np.ndarray:
     return scales
 
 
-def solve_groups(problem: Problem, start: np.ndarray, control: Control) -> Solution:
-    """A scale per group of consecutive inputs: cyclic coordinate descent, then all G scales.
+def solve_groups(
+    problem: Problem, method: str, start: np.ndarray | None, solve: PlainSolve, control: Control
+) -> Solution:
+    """A scale per g consecutive inputs: codes at the present scales, then all G = S / g scales.
 
-    Parameters
-    ----------
-    problem : Problem
-        With ``scale_group`` g; G = S / g.
-    start : int8 array (S, T)
-    control : Control
+    Cyclic coordinate descent first. Where another method is asked for, it goes on from there: at
+    fixed scales D = diag(α) each column is the quadratic programme  min bᵀ(DHD)b − 2(Dc)ᵀb.
     """
-    gram, cross = problem.gram, np.ascontiguousarray(problem.cross.T)
-    codes = start.T.copy()
-    count = problem.inputs // problem.scale_group
+    codes = signs(_weights(problem)) if start is None else start
+    control = control.again()
+    if method == "sign":
+        groups = np.abs(_weights(problem)).reshape(-1, problem.scale_group, problem.columns)
+        scales = groups.mean(axis=1)
+        control.note(float(problem.loss(codes, scales).sum()), 0)
+        return _solution(problem, codes, scales, control.history, control.stop or Status.DONE)
+    codes, scales, status = _group_dcc(problem, codes.T.copy(), control)
+    if method == "dcc" or control.stop:
+        return _solution(problem, codes.T, scales.T, control.history, control.stop or status)
+    status = Status.SWEEP_LIMIT
+    order = np.arange(problem.columns)
+    for _ in range(_ROUNDS):
+        order, flips = _group_round(problem, method, codes, scales, order, solve, control)
+        status = control.note(float(problem.loss(codes.T, scales.T).sum()), flips)
+        if status or not len(order):
+            status = status or Status.FIXPOINT
+            break
+    return _solution(
+        problem, codes.T, scales.T, control.history, control.stop or status or Status.SWEEP_LIMIT
+    )
+
+
+def _group_round(
+    problem: Problem,
+    method: str,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    order: np.ndarray,
+    solve: PlainSolve,
+    control: Control,
+) -> tuple[np.ndarray, int]:
+    """Codes (T, S) of these columns at their scales (T, G), by a method, then the scales; in place.
+
+    Returns the columns that it improved, and how many bits that took.
+    """
+    gram, cross = problem.gram, problem.cross.T
+    improved = []
+    flips = 0
+
+    def loss(t: int, codes: np.ndarray, scales: np.ndarray) -> float:
+        u = codes * np.repeat(scales, problem.scale_group)
+        return problem.energy[t] - 2 * (cross[t] @ u) + u @ (gram @ u)
+
+    def improve(i: int) -> np.ndarray:
+        t = order[i]
+        factor = np.repeat(scales[t], problem.scale_group)
+        programme = Problem.from_quadratic(gram * factor * factor[:, None], cross[t] * factor)
+        inner = control.again(threads=1)
+        inner.callback = None  # it is told of whole rounds
+        return solve(method, programme, codes[t][:, None], inner).codes.T
+
+    def finish(i: int, found: np.ndarray) -> None:
+        nonlocal flips
+        t = order[i]
+        best = _group_scales(gram, cross[t : t + 1], found, scales.shape[1])
+        found, best = _canonical(found, best, problem.scale_group)
+        if loss(t, found[0], best[0]) < (1 - _SETTLED) * loss(t, codes[t], scales[t]):
+            flips += int((found[0] != codes[t]).sum())
+            codes[t], scales[t] = found[0], best[0]
+            improved.append(t)
+
+    control.each(improve, len(order), finish)
+    return np.array(improved, dtype=int), flips
+
+
+def _weights(problem: Problem) -> np.ndarray:
+    """W, or the least-squares solution, (S, T)."""
+    if problem.weights is not None:
+        return problem.weights
+    whole = Instance.of(replace(problem, scale_group=None))
+    weights = np.zeros((problem.inputs, problem.columns))
+    weights[whole.live] = (whole.weights * whole.scale_unit[:, None]).T
+    return weights
+
+
+def _group_dcc(
+    problem: Problem, codes: np.ndarray, control: Control
+) -> tuple[np.ndarray, np.ndarray, Status]:
+    """Codes (T, S), scales (T, G) at a fixpoint of cyclic coordinate descent and the scale step."""
+    gram, cross = problem.gram, problem.cross.T.copy()
     flips = np.zeros(len(codes), dtype=np.int64)
     active = np.ones(len(codes), dtype=np.bool_)
-    scales = _group_scales(gram, cross, codes, count)
-    history: list[Sweep] = []
-    settled = False
     for _ in range(control.budget(100, 1_000, 10_000)):
-        turn = np.where(scales < 0, -1, 1).astype(np.int8)
-        codes *= np.repeat(turn, problem.scale_group, axis=1)
-        scales = np.abs(scales)
-        loss = problem.loss(codes.T, scales.T).sum()
-        history.append(Sweep(float(loss), int(flips.sum())))
-        if len(history) > 1 and not flips.any():
-            settled = True
-            break
+        scales = _group_scales(gram, cross, codes, problem.inputs // problem.scale_group)
+        codes, scales = _canonical(codes, scales, problem.scale_group)
+        settled = len(control.history) > 0 and not flips.any()
+        stop = control.note(float(problem.loss(codes.T, scales.T).sum()), int(flips.sum()))
+        if settled or stop:
+            return codes, scales, stop or Status.FIXPOINT
         h = (np.repeat(scales, problem.scale_group, axis=1) * codes) @ gram
         control.columns(group_dcc_sweep, (gram,), (cross, codes, h, scales, active, flips))
-        scales = _group_scales(gram, cross, codes, count)
-    return _solution(problem, codes.T, scales.T, history, None, settled)
+    scales = _group_scales(gram, cross, codes, scales.shape[1])
+    return *_canonical(codes, scales, problem.scale_group), Status.SWEEP_LIMIT
+
+
+def _canonical(codes: np.ndarray, scales: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same weights with every scale >= 0."""
+    turn = np.where(scales < 0, -1, 1).astype(np.int8)
+    return codes * np.repeat(turn, group, axis=1), np.abs(scales)
 
 
 def _group_scales(gram: np.ndarray, cross: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
@@ -137,15 +252,9 @@ def _group_scales(gram: np.ndarray, cross: np.ndarray, codes: np.ndarray, count:
 
 
 def _solution(
-    problem: Problem,
-    codes: np.ndarray,
-    scales: np.ndarray,
-    history: list[Sweep],
-    part: Solution | None,
-    settled: bool,
+    problem: Problem, codes: np.ndarray, scales: np.ndarray, history: list[Sweep], status: Status
 ) -> Solution:
     """State the result; no bound but zero is known for a variant."""
-    scales = np.abs(scales)
     loss = np.maximum(problem.loss(codes, scales), 0.0)
     return Solution(
         codes=np.ascontiguousarray(codes),
@@ -153,8 +262,7 @@ def _solution(
         loss=loss,
         energy=problem.energy.copy(),
         lower_bound=np.zeros_like(loss),
-        status=Status.FIXPOINT if settled else Status.SWEEP_LIMIT,
-        method=part.method if part else "dcc",
+        status=status,
         bound_name="zero",
         sweeps=len(history) - 1,
         history=tuple(history),

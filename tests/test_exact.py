@@ -273,7 +273,8 @@ def test_going_on_after_a_time_limit(long, monkeypatch, tmp_path):
 
     with monkeypatch.context() as patched:
         patched.setattr(exact_method, "Checkpoint", Stopwatch)
-        patched.setattr(Control, "out_of_time", property(lambda _: len(saved) >= 2))
+        stop = property(lambda _: hs.Status.TIME_LIMIT if len(saved) >= 2 else None)
+        patched.setattr(Control, "stop", stop)
         first = hs.solve(long, "exact", checkpoint=path, threads=1)
     assert first.status is hs.Status.TIME_LIMIT
     assert (first.lower_bound <= whole.loss + 1e-9 * long.energy).all()

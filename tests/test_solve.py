@@ -381,6 +381,55 @@ def test_time_limit(method, effort):
     assert hs.solve(p, method, effort, time_limit=3600).status is hs.Status.FIXPOINT
 
 
+SEARCHERS = ["beam", "babai", "tabu", "exact", "auto"]
+
+
+@pytest.mark.parametrize("looks", [1, 5, 12, 20, 40])
+@pytest.mark.parametrize("method", SEARCHERS)
+def test_searches_stop_at_the_next_look(method, looks, monkeypatch):
+    """Wherever the time is up, what is left is not begun; the answer holds all the same."""
+    p = make_case("relu", 3, size=40, columns=6, rows=80).problem
+    seen = []
+
+    def stop(_):
+        seen.append(0)
+        return hs.Status.TIME_LIMIT if len(seen) > looks else None
+
+    monkeypatch.setattr(control.Control, "stop", property(stop))
+    s = hs.solve(p, method, threads=1)
+    if s.status is not hs.Status.TIME_LIMIT:  # done before
+        assert len(seen) <= looks + 1
+        return
+    # one more look by each job that was not begun, and a few to wind up
+    assert len(seen) <= looks + 60
+    assert hs.verify(p, s.codes, s.scales, require="valid", claimed_loss=s.loss).ok
+    assert (s.loss <= p.loss(np.where(p.weights < 0, -1, 1)) * (1 + 1e-9)).all()
+
+
+def test_a_quadratic_programme_has_a_bound_when_stopped(monkeypatch):
+    rng = np.random.default_rng(0)
+    p = hs.Problem.from_quadratic(rng.normal(size=(9, 9)), rng.normal(size=(9, 2)))
+    best = hs.solve(p, "exact").loss
+    monkeypatch.setattr(control.Control, "stop", property(lambda _: hs.Status.TIME_LIMIT))
+    for method in METHODS:
+        s = hs.solve(p, method)
+        assert np.isfinite(s.lower_bound).all() and (s.lower_bound <= best).all()
+        assert s.status is hs.Status.TIME_LIMIT and s.bound_name
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("method", SEARCHERS)
+def test_the_callback_is_told_of_every_column(method, threads):
+    p = make_case("relu", 3, size=30, columns=6, rows=40).problem
+    seen = []
+    s = hs.solve(p, method, callback=seen.append, threads=threads)
+    assert tuple(seen) == s.history == hs.solve(p, method, threads=2).history
+    loss = np.array([step.loss for step in seen])
+    assert (np.diff(loss) <= 1e-9 * loss[:-1]).all()
+    few = hs.solve(p, method, callback=lambda step: step.loss < loss[0] * (1 - 1e-9))
+    assert few.status is hs.Status.STOPPED and len(few.history) < len(s.history)
+
+
 @each_sweeper
 def test_sweep_limit(method, monkeypatch):
     monkeypatch.setattr(control.Control, "budget", lambda self, *efforts: 1)
@@ -400,7 +449,14 @@ def test_sweep_limit(method, monkeypatch):
         ({"effort": 3}, "effort: 3 is not one of"),
         ({"time_limit": 0}, "time_limit: must be > 0 seconds, got 0"),
         ({"time_limit": float("nan")}, "time_limit: must be > 0"),
-        ({"threads": 0}, "threads: must be >= 1, got 0"),
+        ({"time_limit": "1"}, "time_limit: must be > 0 seconds, got '1'"),
+        ({"threads": 0}, "threads: must be a whole number >= 1, got 0"),
+        ({"threads": 1.5}, "threads: must be a whole number >= 1, got 1.5"),
+        ({"seed": -1}, "seed: must be a whole number >= 0, got -1"),
+        ({"seed": 2**63}, "seed: must be a whole number >= 0"),
+        ({"seed": None}, "seed: must be a whole number >= 0, got None"),
+        ({"seed": True}, "seed: must be a whole number >= 0, got True"),
+        ({"method": "tabu", "checkpoint": "c.h5"}, "checkpoint: method 'tabu' keeps none"),
         (
             {"init": np.ones((3, 2))},
             r"init: must be codes of shape \(S, T\) = \(2, 1\), got \(3, 2\)",

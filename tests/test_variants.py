@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import hashsolve as hs
@@ -168,8 +168,10 @@ def test_group_scales(kind, group, method):
     p = variant(case, scale_group=group)
     s = hs.solve(p, method)
     assert s.scales.shape == (12 // group, 4)
-    check(case, p, s)
+    check(case, p, s, require="valid" if method == "sign" else "dcc")
     plain = p.loss(np.where(case.weights < 0, -1, 1), mean_scales(case, group))
+    if method == "sign":
+        np.testing.assert_allclose(s.loss, plain, rtol=1e-12)
     assert s.loss.sum() <= plain.sum() + 1e-9 * p.energy.sum()
 
 
@@ -201,6 +203,50 @@ def test_finer_groups_lose_less():
     case = make_case("relu", 8, size=24, columns=6, rows=100)
     loss = [hs.solve(variant(case, scale_group=g)).loss.sum() for g in (24, 12, 6, 3, 1)]
     assert (np.diff(loss) < 0).all()
+
+
+@pytest.mark.parametrize("method", [*METHODS])
+@pytest.mark.parametrize("fields", [{"scale_group": 4}, {"bases": 2}], ids=str)
+def test_variants_take_every_method(method, fields):
+    case = make_case("relu", 8, size=24, columns=5, rows=60)
+    p, seen = variant(case, **fields), []
+    s = hs.solve(p, method, callback=seen.append)
+    assert s.method == method and len(seen) > 0
+    check(case, p, s, require=METHODS[method].promise if method == "sign" else None)
+    if method not in ("sign", "dcc", "one_flip"):  # at given scales the last two are the same
+        assert s.loss.sum() < hs.solve(p, "dcc").loss.sum()
+    stopped = hs.solve(p, method, callback=lambda _: True)
+    assert stopped.status is hs.Status.STOPPED
+    check(case, p, stopped, require="valid")
+    late = hs.solve(p, method, time_limit=1e-9)
+    assert late.status is hs.Status.TIME_LIMIT
+    check(case, p, late, require="valid")
+    threads = [hs.solve(p, method, threads=n) for n in (1, 3)]
+    assert all(other.codes_sha256 == s.codes_sha256 for other in threads)
+
+
+@given(
+    cases(sizes=(4, 12), rows=(5, 40)),
+    st.sampled_from([{"bases": 2}, {"bases": 3}, {"scale_group": 2}]),
+)
+def test_auto_is_never_worse_than_what_it_contains(case, fields):
+    assume(len(case.weights) % fields.get("scale_group", 1) == 0)
+    p = variant(case, **fields)
+    best = hs.solve(p, "auto")
+    for method in ("dcc", "one_flip"):
+        assert (best.loss <= hs.solve(p, method).loss + 1e-9 * p.energy.max()).all()
+
+
+def test_exact_codes_at_given_group_scales():
+    """No codes do better at the scales that method "exact" ends with."""
+    case = make_case("asymmetric", 2, size=10, columns=3, rows=30)
+    p = variant(case, scale_group=5)
+    s = hs.solve(p, "exact")
+    every = np.array(list(itertools.product([-1, 1], repeat=10))).T
+    for t in range(3):
+        scales = np.repeat(s.scales[:, t : t + 1], 1024, axis=1)
+        one = p.select([t] * 1024)
+        assert s.loss[t] <= one.loss(every, scales).min() + 1e-9 * p.energy[t]
 
 
 # several bases
@@ -278,7 +324,7 @@ def test_with_an_intercept_and_row_weights(fields):
         ({"bases": 0}, "bases: must be a whole number >= 1, got 0"),
         ({"bases": 1.5}, "bases: must be a whole number >= 1, got 1.5"),
         ({"scale_group": 5}, "scale_group: must divide S = 12, got 5"),
-        ({"scale_group": 0}, "scale_group: must divide S = 12, got 0"),
+        ({"scale_group": 0}, "scale_group: must be a whole number >= 1, got 0"),
         ({"scale_group": 24}, "scale_group: must divide S = 12, got 24"),
         ({"fixed_scales": 0}, "fixed_scales: every scale must be > 0"),
         ({"fixed_scales": [1.0, 2.0]}, r"fixed_scales: must have shape \(3,\), got \(2,\)"),

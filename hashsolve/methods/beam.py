@@ -8,9 +8,9 @@ from hashsolve.bounds import dual_bounds, dual_diagonals, dual_name
 from hashsolve.control import EFFORTS, Control
 from hashsolve.instance import Instance
 from hashsolve.lattice import Lattice, Triangle, lattice_codes
+from hashsolve.methods.each_column import search_columns
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
-from hashsolve.solution import Status
 
 WIDTHS = (30_000, 150_000, 600_000)
 """K times S, by effort; each effort tries the lesser ones' too."""
@@ -39,19 +39,19 @@ def lattice_search(
         return first
     diagonals = dual_diagonals(instance, control)
     lattice = Lattice(instance, diagonals)
-    codes = first.codes.copy()
 
-    def search(t: int) -> None:
+    def search(t: int) -> np.ndarray:
         form = lattice.triangle(t)
+        codes = first.codes[t]
         for width in widths:
-            if not control.out_of_time:
-                pool = beam_pool(instance, t, form, codes[t], width, len(WINDOWS), 1)
-                codes[t] = best_of(instance, t, pool)
+            if not control.stop:
+                pool = beam_pool(instance, t, form, codes, width, len(WINDOWS), 1)
+                codes = best_of(instance, t, pool)
+        return codes
 
-    control.each(search, len(codes))
-    last = one_flip(instance, codes, control)
+    last = search_columns(instance, first, np.arange(len(start)), search, control)
     bound = dual_bounds(instance, control, diagonals)
-    status = Status.TIME_LIMIT if control.out_of_time else last.status
+    status = control.stop or last.status
     return last._replace(status=status, bound=bound, bound_name=dual_name(instance))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hashsolve.bounds import start_diagonals
-from hashsolve.branch import column_loss, search_column, start_search
+from hashsolve.bounds import least_bounds, start_diagonals
+from hashsolve.branch import Search, column_loss, search_column, start_search
 from hashsolve.checkpoint import Checkpoint
 from hashsolve.control import Control
 from hashsolve.instance import Instance
@@ -46,10 +46,11 @@ def enumerate_codes(instance: Instance, start: np.ndarray, control: Control) -> 
     stopped = control.record(instance, begin.loss(begin.scales), 0)
     if stopped:
         return Outcome(begin.codes, begin.scales, stopped)
-    codes = np.ones_like(begin.codes)
-    bound = np.empty(len(codes))
+    codes = begin.codes.copy()
+    bound = least_bounds(instance)
 
     def search(t: int) -> None:
+        codes[t] = 1
         column = (instance.gram, instance.cross[t], instance.energy[t], instance.free, codes[t])
         bound[t] = gray(*column)[1]
 
@@ -65,7 +66,7 @@ def enumerate_codes(instance: Instance, start: np.ndarray, control: Control) -> 
         size = 2 * np.abs(instance.cross).sum(axis=1) + np.abs(instance.gram).sum()
         bound = np.where(loss - bound <= 1e-11 * size, loss, bound)
     left = open_columns(instance, last, bound, control)
-    status = last.status if len(left) else Status.OPTIMAL
+    status = control.stop or last.status if len(left) else Status.OPTIMAL
     return last._replace(status=status, bound=bound, bound_name="enumeration")
 
 
@@ -76,47 +77,60 @@ def prove(instance: Instance, found: Outcome, control: Control, nodes: int) -> O
     searched column after column on all threads. Neither changes the answer.
     """
     codes, bound = found.codes.copy(), found.bound.copy()
+    loss = State(instance, codes, control).loss(found.scales)
     columns = open_columns(instance, found, bound, control)
     starts = start_diagonals(instance)
     checkpoint = Checkpoint.of(control.checkpoint, instance)
     complete = np.zeros(len(codes), dtype=np.bool_)
 
-    def search(t: int, budget: int, threads: int) -> None:
+    def search(t: int, budget: int, threads: int) -> tuple[np.ndarray, float, float, bool]:
+        """Column t's codes, loss, bound, and whether nothing is left to search."""
         column = (instance.gram, instance.cross[t], float(instance.energy[t]))
         state = checkpoint.load(int(t))
         if state is None:
             state = start_search(*column, found.codes[t], starts[t], instance.free)
-        loss = column_loss(*column, found.codes[t], instance.free)
-        if loss < state.loss:  # a checkpoint of a run whose heuristics found less
-            state = state._replace(codes=found.codes[t].copy(), loss=loss)
+        reached = column_loss(*column, found.codes[t], instance.free)
+        if reached < state.loss:  # a checkpoint of a run whose heuristics found less
+            state = state._replace(codes=found.codes[t].copy(), loss=reached)
 
         if not np.isfinite(state.squared_scale):
-            if instance.gram.shape[0] <= LAST_RESORT:
-                met = np.ones_like(codes[t])
-                loss, lowest = gray(*column, instance.free, met)
-                codes[t] = met if loss < state.loss else codes[t]
-                bound[t], complete[t] = max(bound[t], lowest), True
-            return
+            if instance.gram.shape[0] > LAST_RESORT:
+                return state.codes, state.loss, -np.inf, False
+            met = np.ones_like(state.codes)
+            reached, lowest = gray(*column, instance.free, met)
+            best = (met, reached) if reached < state.loss else (state.codes, state.loss)
+            return *best, lowest, True
 
-        def keep(state) -> bool:
+        def keep(now: Search) -> bool:
+            nonlocal state
+            state = now
             checkpoint.save(int(t), state)
-            return control.out_of_time
+            return control.stop is not None
 
-        state = search_column(*column, state, instance.free, budget, threads, keep)
-        checkpoint.save(int(t), state, now=True)
-        codes[t] = state.codes
-        bound[t] = max(bound[t], state.lower_bound())
-        complete[t] = not len(state.open_bound)
+        try:
+            state = search_column(*column, state, instance.free, budget, threads, keep)
+        finally:  # after Ctrl-C too
+            checkpoint.save(int(t), state, now=True)
+        return state.codes, state.loss, state.lower_bound(), not len(state.open_bound)
 
-    control.each(lambda i: search(columns[i], min(nodes, _FIRST), 1), len(columns))
+    def finish(t: int, result: tuple[np.ndarray, float, float, bool]) -> None:
+        flips = int((result[0] != codes[t]).sum())
+        codes[t], complete[t] = result[0], result[3]
+        loss[t], bound[t] = min(loss[t], result[1]), max(bound[t], result[2])
+        control.record(instance, loss, flips)
+
+    first = min(nodes, _FIRST)
+    control.each(
+        lambda i: search(columns[i], first, 1), len(columns), lambda i, r: finish(columns[i], r)
+    )
     for t in columns:
-        if not complete[t] and nodes > _FIRST and not control.out_of_time:
-            control.each(lambda _, t=t: search(t, nodes, control.threads), 1)
+        if not complete[t] and nodes > first:
+            control.each(
+                lambda _, t=t: search(t, nodes, control.threads), 1, lambda _, r, t=t: finish(t, r)
+            )
     last = one_flip(instance, codes, control)
-    if complete[columns].all():
-        status = Status.OPTIMAL
-    else:
-        status = Status.TIME_LIMIT if control.out_of_time else Status.NODE_LIMIT
+    unfinished = control.stop or Status.NODE_LIMIT
+    status = Status.OPTIMAL if complete[columns].all() else unfinished
     bound = np.maximum(bound, 0.0) if instance.free else bound
     name = "branch and bound" if complete.any() else found.bound_name
     return last._replace(status=status, bound=bound, bound_name=name)

@@ -12,10 +12,11 @@ from hashsolve.instance import Instance
 from hashsolve.lattice import Lattice
 from hashsolve.methods.beam import beam_pool, best_of
 from hashsolve.methods.dcc import dcc
+from hashsolve.methods.each_column import search_columns
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
 from hashsolve.methods.tabu import MEMBERS, evolve_pool
-from hashsolve.solution import Status, proven
+from hashsolve.solution import proven
 from hashsolve.state import State
 
 
@@ -53,24 +54,24 @@ def improve(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     bound = dual_bounds(instance, control, diagonals)
     order = open_columns(instance, first, bound, control)
     lattice = Lattice(instance, diagonals)
-    codes = first.codes.copy()
 
-    def search(i: int) -> None:
-        t = order[i]
+    def search(t: int) -> np.ndarray:
         form = lattice.triangle(t)
+        codes = first.codes[t]
         for stage in STAGES[: EFFORTS.index(control.effort) + 1]:
-            if control.out_of_time:
-                return
+            if control.stop:
+                break
             leaves = MEMBERS // stage.windows
-            pool = beam_pool(instance, t, form, codes[t], stage.width, stage.windows, leaves)
+            pool = beam_pool(instance, t, form, codes, stage.width, stage.windows, leaves)
             pool = np.ascontiguousarray(pool[:MEMBERS])
             evolve_pool(instance, t, pool, stage.moves, control.seed)
-            codes[t] = best_of(instance, t, pool)
+            codes = best_of(instance, t, pool)
+        return codes
 
-    control.each(search, len(order))
-    last = one_flip(instance, codes, control)
-    status = Status.TIME_LIMIT if control.out_of_time else last.status
-    return last._replace(status=status, bound=bound, bound_name=dual_name(instance))
+    last = search_columns(instance, first, order, search, control)
+    return last._replace(
+        status=control.stop or last.status, bound=bound, bound_name=dual_name(instance)
+    )
 
 
 def open_columns(

@@ -9,9 +9,9 @@ from hashsolve.control import EFFORTS, Control
 from hashsolve.instance import Instance
 from hashsolve.kernels.tabu import evolve
 from hashsolve.methods.beam import best_of
+from hashsolve.methods.each_column import search_columns
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
-from hashsolve.solution import Status
 
 MEMBERS = 16
 """Of a pool."""
@@ -36,19 +36,17 @@ def tabu(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     # the same turns in every column: the answer does not depend on the order of columns
     turns = np.where(random.random((MEMBERS, start.shape[1])) < 0.2, -1, 1).astype(np.int8)
     turns[0] = 1
-    codes = first.codes.copy()
 
-    def search(t: int) -> None:
-        pool = codes[t] * turns
+    def search(t: int) -> np.ndarray:
+        pool = first.codes[t] * turns
         for moves in MOVES[: EFFORTS.index(control.effort) + 1]:
-            if not control.out_of_time:
+            if not control.stop:
                 evolve_pool(instance, t, pool, moves, control.seed)
-        codes[t] = best_of(instance, t, pool)
+        return best_of(instance, t, pool)
 
-    control.each(search, len(codes))
-    last = one_flip(instance, codes, control)
+    last = search_columns(instance, first, np.arange(len(start)), search, control)
     bound = dual_bounds(instance, control, dual_diagonals(instance, control))
-    status = Status.TIME_LIMIT if control.out_of_time else last.status
+    status = control.stop or last.status
     return last._replace(status=status, bound=bound, bound_name=dual_name(instance))
 
 
