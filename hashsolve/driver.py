@@ -155,7 +155,14 @@ def binarize(
     checks.choice(effort, "effort", EFFORTS)
     checks.choice(propagation, "propagation", PROPAGATIONS)
     checks.choice(dtype, "dtype", DTYPES)
-    if iter(calibration) is calibration:
+    seed = checks.whole(seed, "seed", 0)
+    try:
+        once = iter(calibration) is calibration
+    except TypeError:
+        raise ValueError(
+            f"calibration: expected batches to go through, got {type(calibration).__name__}"
+        ) from None
+    if once:
         raise ValueError(
             "calibration: this iterator can be gone through only once, but each layer needs a "
             "pass; give a list, an array of batches or a loader"
@@ -168,7 +175,6 @@ def binarize(
     for batch in calibration:  # one at a time: they need not fit in memory
         update(batch, state)
     data = state.hexdigest()
-    folder = RunFolder(run_dir)
     settings = {
         "method": method,
         "effort": effort,
@@ -185,9 +191,31 @@ def binarize(
         ),
         "settings": digest(settings),
     }
-    folder.begin(fingerprints, settings, resume)
-
     begun = time.perf_counter()
+    with RunFolder(run_dir) as folder:
+        folder.begin(fingerprints, settings, resume)
+        results = _do_layers(
+            network, calibration, layers, folder, fingerprints, settings, keep_activations, progress
+        )
+        seconds = time.perf_counter() - begun
+        rows = [result.row for result in results]
+        report = Report(rows, _summary(results, settings, fingerprints, seconds))
+        report.save(folder.path)
+    return Run(results, report, folder.path)
+
+
+def _do_layers(
+    network: Network,
+    calibration: Iterable[Any],
+    layers: list[Layer],
+    folder: RunFolder,
+    fingerprints: dict[str, str],
+    settings: dict[str, Any],
+    keep_activations: bool,
+    progress: Callable[[str, int, int, str], Any] | None,
+) -> list[LayerResult]:
+    """Do or take up each layer and write it into the network, which is restored after an error."""
+    data, propagation = fingerprints["calibration data"], settings["propagation"]
     results: list[LayerResult] = []
     prefix = ""
     try:
@@ -212,12 +240,7 @@ def binarize(
         for result in results:
             network.write(result.name, network.weight(result.name))
         raise
-    report = Report(
-        [result.row for result in results],
-        _summary(results, settings, fingerprints, time.perf_counter() - begun),
-    )
-    report.save(folder.path)
-    return Run(results, report, folder.path)
+    return results
 
 
 def _announcer(

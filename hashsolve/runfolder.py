@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
+import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from hashsolve.problem import Problem
 from hashsolve.solution import Solution
 
 FORMAT = 1
+logger = logging.getLogger("hashsolve")
 
 
 class RunFolder:
@@ -23,12 +27,35 @@ class RunFolder:
     ``layers/NAME.problem.h5`` a layer's sums (one HDF5 group a convolution group, where there
     are several); ``layers/NAME.solution.h5`` its codes and scales; ``report.json`` and
     ``report.csv`` the report. Every file appears whole or not at all, the solution last.
+
+    From `begin` to the end of a with statement the folder is locked, by an advisory lock that
+    goes with the process, however that ends.
     """
 
     def __init__(self, path: str | PathLike):
         self.path = Path(path)
         self.layers = self.path / "layers"
         self.activations = self.path / "activations"
+        self._lock: int | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{self.path}: in use by another run; wait for its end, or name another run_dir"
+            ) from None
+        except OSError as error:
+            logger.warning("%s: cannot be locked (%s): let no other run use it", self.path, error)
 
     def begin(self, fingerprints: dict[str, str], settings: dict[str, Any], resume: bool) -> None:
         """Make the folder, or check that it holds the same run.
@@ -42,17 +69,16 @@ class RunFolder:
         manifest = self.path / "manifest.json"
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: not a folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
         if manifest.exists():
             found = self._read(manifest)  # nothing is removed from a folder that is not a run's
             if resume and any(self.layers.glob("*.solution.h5")):
                 self._check(found, fingerprints)
             else:
                 self._clear()
-        elif self.path.exists() and not all(
-            path.match(".manifest.json.*.part") for path in self.path.iterdir()
-        ):
+        elif not all(path.match(".manifest.json.*.part") for path in self.path.iterdir()):
             raise ValueError(f"{self.path}: neither empty nor a run folder; name another run_dir")
-        self.path.mkdir(parents=True, exist_ok=True)
         for stale in self.path.glob("**/.*.part"):  # what a killed writer left
             stale.unlink()
         if not manifest.exists():

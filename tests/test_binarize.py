@@ -492,6 +492,27 @@ def test_a_damaged_manifest_is_named(text, why, tmp_path):
 # calibration
 
 
+def test_a_folder_in_use_is_refused(tmp_path):
+    """By another run of this process or another, for as long as that runs."""
+    messages = []
+
+    def again(*_):
+        with pytest.raises(ValueError, match="in use by another run") as caught:
+            hs.binarize(network(), calibration(), tmp_path / "run", method="dcc")
+        messages.append(str(caught.value))
+
+    first = hs.binarize(network(), calibration(), tmp_path / "run", method="dcc", progress=again)
+    assert messages and all("name another run_dir" in message for message in messages)
+    second = hs.binarize(network(), calibration(), tmp_path / "run", method="dcc")
+    assert second.codes_sha256 == first.codes_sha256
+
+
+@pytest.mark.parametrize("batches", [None, 5])
+def test_no_batches_at_all_are_refused(batches, tmp_path):
+    with pytest.raises(ValueError, match="calibration: expected batches to go through, got"):
+        hs.binarize(network(), batches, tmp_path / "run")
+
+
 def test_a_generator_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"calibration: this iterator can be gone through only once"
