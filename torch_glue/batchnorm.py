@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_glue.network import batches_of, evaluating, run_batch, to_device
+from torch_glue.network import batches_of, evaluating, run_batch, run_model
 
 
 def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> int:
@@ -24,7 +24,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     model : torch.nn.Module
         Only the statistics change, and only once all batches have been seen; a BatchNorm that no
         batch reaches keeps its own. Everything but BatchNorm runs in eval mode.
-    batches : tensor, data set, or iterable of batches
+    batches : tensor, array, data set, or iterable of batches
         As in `binarize`, but one pass is all that is needed; labels are not used.
 
     Returns
@@ -67,7 +67,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
             for norm in norms:
                 norm.training, norm.track_running_stats = True, False
             for batch in batches_of(batches):
-                run_batch(model, to_device(batch, model))
+                run_model(run_batch, model, batch)
                 count += 1
     finally:
         for norm, handle in zip(norms, handles, strict=True):

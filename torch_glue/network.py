@@ -173,7 +173,7 @@ class TorchNetwork:
                 for name, hook in hooks.items():
                     module = self._modules[name]
                     handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-                self._forward(self.model, to_device(batch, self.model))
+                run_model(self._forward, self.model, batch)
             except _Reached:
                 pass
             finally:
@@ -197,7 +197,7 @@ def binarize(
     Parameters
     ----------
     model : torch.nn.Module
-    images : tensor, data set, or iterable of batches
+    images : tensor, array, data set, or iterable of batches
         Calibration data: no labels are used. Batches must be the same each time it is gone
         through (a loader that shuffles is refused); of (images, labels) the first is taken.
         A batch may also be a mapping of keyword arguments.
@@ -249,6 +249,8 @@ def binarize(
 
 def batches_of(images: Any) -> Iterable[Any]:
     """What was given as images, in batches: a tensor in nearly equal ones, a data set in order."""
+    if isinstance(images, np.ndarray):
+        images = torch.as_tensor(images)
     if isinstance(images, Tensor):
         if images.dim() < 2 or len(images) == 0:
             raise ValueError(
@@ -287,11 +289,28 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     return model(batch[0] if isinstance(batch, (list, tuple)) else batch)
 
 
+def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Any:
+    """One forward pass of a batch, which is brought to the model's device first."""
+    batch = to_device(batch, model)
+    try:
+        return forward(model, batch)
+    except RuntimeError as error:
+        first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+        if not isinstance(first, Tensor) or first.is_floating_point():
+            raise
+        raise ValueError(
+            f"images: the model does not take {first.dtype} ({error}); convert them as for "
+            "training, such as images.float() / 255"
+        ) from error
+
+
 def to_device(batch: Any, model: nn.Module) -> Any:
     """The batch, its tensors on the device of the model's first parameter."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def move(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = torch.as_tensor(value)
         if isinstance(value, Tensor):
             return value.to(device)
         if isinstance(value, Mapping):

@@ -151,6 +151,14 @@ def test_a_data_set_of_images_is_put_into_batches(tmp_path):
     assert run.layers[0].row["rows"] == 70 * 64
 
 
+def test_numpy_arrays_are_images(tmp_path):
+    runs = [
+        torch_glue.binarize(mlp(), images, tmp_path / str(i), method="dcc")
+        for i, images in enumerate([ROWS, ROWS.numpy(), [ROWS.numpy()]])
+    ]
+    assert len({run.codes_sha256 for run in runs}) == 1
+
+
 class Changing:
     def __iter__(self):
         return iter([torch.rand(5, 4)])
@@ -164,6 +172,8 @@ REFUSED = {
     "no batches": ([], "no batches"),
     "no samples": (torch.ones(0, 4), "samples along the first axis"),
     "one axis": (torch.ones(4), "samples along the first axis"),
+    "none": (None, "calibration: expected batches to go through, got NoneType"),
+    "integers": (torch.ones(5, 4, dtype=torch.uint8), r"does not take torch.uint8 .*\.float\(\)"),
     "not finite": (torch.full((5, 4), torch.nan), "0: .*nan"),
 }
 
