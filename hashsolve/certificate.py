@@ -11,7 +11,7 @@ from hashsolve import checks, reference
 from hashsolve.bounds import certify, dual_diagonals
 from hashsolve.control import Control
 from hashsolve.instance import Instance
-from hashsolve.levels import LEVELS, local_levels
+from hashsolve.levels import LEVELS, highest_local, local_levels
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
 from hashsolve.solver import solve
@@ -85,7 +85,7 @@ def verify(
     codes: Any,
     scales: Any,
     *,
-    require: str = "one_flip",
+    require: str | None = None,
     claimed_loss: Any = None,
 ) -> Certificate:
     """Check codes and scales against a problem, trusting nothing about how they were made.
@@ -95,10 +95,11 @@ def verify(
     problem : Problem
     codes : array (S, T)
     scales : array (T,)
-    require : {"one_flip", "valid", "dcc", "two_flip", "optimal"}
-        The level below which a column is a violation; see `hashsolve.levels.LEVELS`. A solution of
-        method "dcc" need not be one-flip optimal, one of "sign" is only valid. "optimal" may take
-        long: columns that no bound settles are searched exactly.
+    require : {"valid", "dcc", "one_flip", "two_flip", "optimal"}, optional
+        The level below which a column is a violation; see `hashsolve.levels.LEVELS`. By default
+        "one_flip", or "dcc" where the problem has bases or group scales, for which no more is
+        checked. A solution of method "dcc" need not be one-flip optimal, one of "sign" is only
+        valid. "optimal" may take long: columns that no bound settles are searched exactly.
     claimed_loss : array (T,), optional
         The loss to compare with the recomputed one.
 
@@ -117,6 +118,8 @@ def verify(
     >>> print(hs.verify(problem, -s.codes, s.scales).violations[0])
     column 0: scale 2 is not the best, which is -2
     """
+    if require is None:
+        require = highest_local(problem)
     checks.choice(require, "require", LEVELS)
     violations = _unusable(problem, codes, scales)
     if violations:

@@ -211,13 +211,15 @@ def verify(
     Exits with 1 where the certificate fails.
     """
     import hashsolve
+    from hashsolve.levels import LEVELS, highest_local
     from hashsolve.methods import METHODS
     from hashsolve.readers import read_codes, read_problem
 
     p = read_problem(problem, weights, target, reference)
     codes, scales, loss, method = read_codes(solution)
     if require is None:
-        require = METHODS[method].promise if method in METHODS else "one_flip"
+        levels = (METHODS[method].promise if method in METHODS else "optimal", highest_local(p))
+        require = min(levels, key=LEVELS.index)
     with progress("nothing was written; start it again") as show:
         show("", 0, 0, f"verifying {p!r}")
         certificate = hashsolve.verify(p, codes, scales, require=require, claimed_loss=loss)

@@ -55,7 +55,7 @@ def open_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
         # "best-effort" is HDF5's default: another value cannot share a file this process has open
         with h5py.File(path, "r", locking="best-effort", rdcc_nbytes=128 * 2**20) as file:
             yield file
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
         if "lock file" in str(error):  # not "sblock", which truncated files are told by
             raise ValueError(f"{path}: open for writing elsewhere ({error})") from error
         raise ValueError(f"{path}: damaged or not an HDF5 file ({error}); make it anew") from error

@@ -85,8 +85,9 @@ def _solution(path: Path) -> dict[str, Any]:
     error = solution.relative_error
     return {
         "kind": "solution",
-        "inputs": solution.codes.shape[0],
-        "columns": solution.codes.shape[1],
+        "inputs": solution.codes.shape[-2],
+        "columns": solution.codes.shape[-1],
+        "bases": solution.codes.shape[0] if solution.codes.ndim == 3 else 1,
         "method": solution.method,
         "status": solution.status.name,
         "relative_error": error if error == error else None,

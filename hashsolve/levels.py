@@ -20,6 +20,11 @@ a lower bound or by enumeration.
 """
 
 
+def highest_local(problem: Problem) -> str:
+    """The level that a good solution reaches whatever its size, as far as it is checked."""
+    return "dcc" if problem.bases > 1 or problem.scale_group is not None else "one_flip"
+
+
 def local_levels(
     problem: Problem,
     codes: np.ndarray,

@@ -117,24 +117,27 @@ class Problem:
             self._check_free()
         elif not (self.fixed_scales > 0).all():
             raise ValueError(f"{at}fixed_scales: every scale must be > 0")
-        if int(self.rows) != self.rows or self.rows < 1:
-            raise ValueError(f"{at}rows: must be a whole number >= 1, got {self.rows!r}")
-        put("rows", int(self.rows))
-        put("row_weight", float(self.rows if self.row_weight is None else self.row_weight))
+        put("rows", checks.whole(self.rows, at + "rows", 1))
+        weight = self.rows if self.row_weight is None else self.row_weight
+        put("row_weight", checks.positive(weight, at + "row_weight"))
         self._check_variant()
+        for field in self._ARRAYS:
+            value = getattr(self, field)
+            if value is not None and value.flags.writeable:  # maybe the caller's, to change later
+                value = value.copy()
+                value.flags.writeable = False
+                put(field, value)
 
     def _check_variant(self) -> None:
         at = f"{self.name}: "
         if self.intercept and (self.input_sum is None or self.target_sum is None):
             raise ValueError(f"{at}intercept: needs input_sum and target_sum")
-        if self.bases != int(self.bases) or self.bases < 1:
-            raise ValueError(f"{at}bases: must be a whole number >= 1, got {self.bases!r}")
-        if self.scale_group is not None and not (
-            self.scale_group == int(self.scale_group) >= 1 and self.inputs % self.scale_group == 0
-        ):
-            raise ValueError(
-                f"{at}scale_group: must divide S = {self.inputs}, got {self.scale_group!r}"
-            )
+        object.__setattr__(self, "bases", checks.whole(self.bases, at + "bases", 1))
+        if self.scale_group is not None:
+            group = checks.whole(self.scale_group, at + "scale_group", 1)
+            if self.inputs % group:
+                raise ValueError(f"{at}scale_group: must divide S = {self.inputs}, got {group}")
+            object.__setattr__(self, "scale_group", group)
         chosen = [
             what
             for what, on in (
@@ -226,6 +229,7 @@ class Problem:
         """The problem of `hashsolve.sums.Sums`; where those hold no target, Y = X̂ᵀW."""
         sums.finish()
         gram = sums.gram
+        gram.flags.writeable = False  # it is nobody else's, so no copy is needed
         if sums.energy.size:
             cross, energy, target_sum = sums.cross, sums.energy, sums.target_sum
         else:
@@ -298,8 +302,23 @@ class Problem:
         return self.fixed_scales is None
 
     def select(self, columns: Any) -> Problem:
-        """The problem of some columns only, in the order of these indices."""
-        kept = np.asarray(columns, dtype=int)
+        """The problem of some columns only: indices, in their order, or a boolean mask (T,).
+
+        Raises
+        ------
+        ValueError
+            For anything else, or indices out of range.
+        """
+        kept = np.asarray(columns)
+        if kept.dtype == bool and kept.shape == (self.columns,):
+            kept = np.flatnonzero(kept)
+        if kept.ndim != 1 or kept.dtype.kind not in "iu" or not kept.size:
+            raise ValueError(
+                f"{self.name}: columns: must be indices or a mask of T = {self.columns} columns "
+                f"with at least one, got {columns!r}"
+            )
+        if (kept >= self.columns).any() or (kept < -self.columns).any():
+            raise ValueError(f"{self.name}: columns: {kept.max()} of T = {self.columns}")
         sub = {
             field: getattr(self, field)[..., kept]
             for field in ("cross", "energy", "weights", "fixed_scales", "target_sum")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
 from os import PathLike
 from typing import NamedTuple
@@ -207,5 +207,6 @@ class Solution:
             return solution
 
     def _fingerprint(self) -> str:
-        kept = [getattr(self, f.name) for f in fields(self) if f.name in ("codes", *self._ARRAYS)]
-        return digest(*kept)
+        """Of all that the file holds."""
+        history = np.array(self.history, dtype=float).reshape(-1, 2)
+        return digest(vars(self) | {"status": self.status.name, "history": history})

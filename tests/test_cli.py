@@ -386,7 +386,7 @@ MISTAKES = {
     "solve problem.h5 --effort throough": "did you mean 'thorough'?",
     "solve problem.h5 --seed x": "--seed",
     "solve problem.h5 --time-limit 0": "must be > 0",
-    "solve problem.h5 --threads 0": "must be >= 1",
+    "solve problem.h5 --threads 0": "must be a whole number >= 1",
     "solve nope.h5": "nope.h5: no such file",
     "solve .": "a folder; name a file",
     "solve X.npy": "give --weights or --target",
@@ -553,3 +553,25 @@ def test_ctrl_c_in_solve(run, tmp_path):
     assert (process.returncode, error) == (0, "")
     whole = run("solve", tmp_path / "p.h5", *exact[2:])[1]
     assert json.loads(resumed)["codes_sha256"] == json.loads(whole)["codes_sha256"]
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+@pytest.mark.parametrize("method", ["sign", "dcc", "auto"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"bases": 2}, {"scale_group": 3}, {"intercept": True}, {"fixed_scales": 0.5}],
+    ids=str,
+)
+def test_variants_are_verified_as_their_method_promises(
+    fields, method, suffix, run, here, tmp_path
+):
+    x, w = np.load(here / "X.npy"), np.load(here / "W.npy")
+    hs.Problem.from_arrays(x, w, **fields).save(tmp_path / "p.h5")
+    problem, solution = tmp_path / "p.h5", tmp_path / f"s{suffix}"
+    assert run("solve", problem, "--method", method, "-o", solution)[0] == 0
+    code, out, error = run("verify", problem, solution)
+    assert code == 0, out + error
+    if suffix == ".h5":
+        found = json.loads(run("inspect", solution, "--json")[1])
+        shape = [found[key] for key in ("bases", "inputs", "columns")]
+        assert shape == [fields.get("bases", 1), 6, 3]

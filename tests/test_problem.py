@@ -291,6 +291,9 @@ def test_unusable_targets_are_named(arguments, message):
         ({"fixed_scales": [1, 1]}, r"fixed_scales: must have shape \(1,\)"),
         ({"input_sum": [1]}, r"input_sum: must have shape \(2,\)"),
         ({"target_sum": [1, 1]}, r"target_sum: must have shape \(1,\)"),
+        ({"rows": None}, "rows: must be a whole number >= 1, got None"),
+        ({"row_weight": 0}, "row_weight: must be > 0, got 0"),
+        ({"row_weight": np.nan}, "row_weight: must be > 0, got nan"),
         ({"rows": 0}, r"rows: must be a whole number >= 1, got 0"),
         ({"rows": 1.5}, r"rows: must be a whole number >= 1, got 1\.5"),
     ],
@@ -391,3 +394,32 @@ def test_outputs_that_cancel_are_zero(rng):
     assert p.energy[0] == s.scales[0] == s.loss[0] == 0
     assert not p.cross[:, 0].any() and p.energy[1] > 1
     assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss).ok
+
+
+# a problem of its own
+
+
+def test_what_callers_do_to_their_arrays_changes_nothing(rng):
+    x, w = rng.normal(size=(5, 30)), rng.normal(size=(5, 3))
+    gram, cross, energy = x @ x.T, x @ (x.T @ w), ((x.T @ w) ** 2).sum(axis=0)
+    p = hs.Problem(gram, cross, energy, weights=w, fixed_scales=np.ones(3))
+    before = hs.solve(p, "exact").loss
+    for array in (gram, cross, energy, w):
+        array[...] = 7
+    np.testing.assert_array_equal(hs.solve(p, "exact").loss, before)
+    with pytest.raises(ValueError, match="read-only"):
+        p.gram[0, 0] = 1
+
+
+def test_select(rng):
+    p = hs.Problem.from_arrays(rng.normal(size=(5, 30)), rng.normal(size=(5, 3)))
+    mask = [True, False, True]
+    for columns in ([0, 2], mask, np.array(mask), (0, -1)):
+        np.testing.assert_array_equal(p.select(columns).cross, p.cross[:, [0, 2]])
+
+
+@pytest.mark.parametrize("columns", [[True, False], [0.0, 1.0], [3], [-4], [], [[0]], ["a"], 1])
+def test_select_refuses(rng, columns):
+    p = hs.Problem.from_arrays(rng.normal(size=(5, 30)), rng.normal(size=(5, 3)))
+    with pytest.raises(ValueError, match=r"problem: columns: .*T = 3"):
+        p.select(columns)
