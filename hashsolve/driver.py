@@ -192,55 +192,54 @@ def binarize(
         "settings": digest(settings),
     }
     begun = time.perf_counter()
+    results: list[LayerResult] = []
     with RunFolder(run_dir) as folder:
         folder.begin(fingerprints, settings, resume)
-        results = _do_layers(
-            network, calibration, layers, folder, fingerprints, settings, keep_activations, progress
-        )
-        seconds = time.perf_counter() - begun
-        rows = [result.row for result in results]
-        report = Report(rows, _summary(results, settings, fingerprints, seconds))
-        report.save(folder.path)
+        try:
+            for result in _layer_results(
+                network, calibration, layers, folder, data, settings, keep_activations, progress
+            ):
+                results.append(result)  # before the write: what it may leave half done is restored
+                network.write(result.name, result.weight)
+            seconds = time.perf_counter() - begun
+            rows = [result.row for result in results]
+            report = Report(rows, _summary(results, settings, fingerprints, seconds))
+            report.save(folder.path)
+        except BaseException:
+            # whatever happened, a half-binarised network is of no use to anyone
+            for result in results:
+                network.write(result.name, network.weight(result.name))
+            raise
     return Run(results, report, folder.path)
 
 
-def _do_layers(
+def _layer_results(
     network: Network,
     calibration: Iterable[Any],
     layers: list[Layer],
     folder: RunFolder,
-    fingerprints: dict[str, str],
+    data: str,
     settings: dict[str, Any],
     keep_activations: bool,
     progress: Callable[[str, int, int, str], Any] | None,
-) -> list[LayerResult]:
-    """Do or take up each layer and write it into the network, which is restored after an error."""
-    data, propagation = fingerprints["calibration data"], settings["propagation"]
-    results: list[LayerResult] = []
+) -> Iterator[LayerResult]:
+    """Each layer, done or taken up; it must be written into the network before the next."""
     prefix = ""
-    try:
-        for index, layer in enumerate(layers):
-            say = _announcer(progress, layer.name, index, len(layers))
-            found = folder.load_layer(layer.name, prefix)
-            if isinstance(found, str):
-                if found:
-                    logger.warning("%s; layer %s is done again", found, layer.name)
-                maps = _batches(network, calibration, data, layer, propagation, bool(results))
-                result = _do_layer(
-                    network, maps, layer, folder, settings, prefix, keep_activations, say
-                )
-            else:
-                say("resumed")
-                result = LayerResult(layer, found[0], found[1]["row"])
-            results.append(result)  # before the write: what it may leave half done is restored
-            network.write(layer.name, result.weight)
-            prefix = digest(prefix, result.solution.codes, result.solution.scales)
-    except BaseException:
-        # whatever happened, a half-binarised network is of no use to anyone
-        for result in results:
-            network.write(result.name, network.weight(result.name))
-        raise
-    return results
+    for index, layer in enumerate(layers):
+        say = _announcer(progress, layer.name, index, len(layers))
+        found = folder.load_layer(layer.name, prefix)
+        if isinstance(found, str):
+            if found:
+                logger.warning("%s; layer %s is done again", found, layer.name)
+            maps = _batches(network, calibration, data, layer, settings["propagation"], index > 0)
+            result = _do_layer(
+                network, maps, layer, folder, settings, prefix, keep_activations, say
+            )
+        else:
+            say("resumed")
+            result = LayerResult(layer, found[0], found[1]["row"])
+        yield result
+        prefix = digest(prefix, result.solution.codes, result.solution.scales)
 
 
 def _announcer(

@@ -47,6 +47,8 @@ def call(made: Any, spec: str) -> Any:
         return made() if callable(made) else made
     except ModuleNotFoundError as error:
         extra = {"torch": "torch", "sklearn": "demo"}.get(error.name or "")
+        if extra and spec.startswith("torch_glue.demo"):
+            extra = "demo"
         hint = f"; pip install 'hashsolve[{extra}]'" if extra else ""
         raise ValueError(f"{spec}: {error}{hint}") from error
     except Exception as error:

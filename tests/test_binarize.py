@@ -723,3 +723,16 @@ def test_an_adapter_can_be_used_again(tmp_path):
     fresh = hs.binarize(network(), calibration(), tmp_path / "c", "dcc", skip=["stem.*", *SKIPPED])
     assert again.codes_sha256 == fresh.codes_sha256
     np.testing.assert_array_equal(net.products["stem.conv"].weight, net.original["stem.conv"])
+
+
+def test_a_report_that_cannot_be_written_undoes_the_run(tmp_path):
+    net, run_dir = network(), tmp_path / "run"
+    before = {name: weight.copy() for name, weight in net.original.items()}
+    hs.binarize(net, calibration(), run_dir, method="dcc")
+    (run_dir / "report.csv").unlink()
+    (run_dir / "report.csv").mkdir()
+    net = network()
+    with pytest.raises(OSError):
+        hs.binarize(net, calibration(), run_dir, method="dcc")
+    for name, weight in before.items():
+        np.testing.assert_array_equal(net.products[name].weight, weight)
