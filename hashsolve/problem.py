@@ -13,6 +13,7 @@ from hashsolve import checks
 from hashsolve.files import atomic, open_h5
 from hashsolve.packing import combine
 from hashsolve.sums import Sums, in_range, sum_arrays
+from hashsolve.validation import validated
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,100 +81,8 @@ class Problem:
     name: str = "problem"
 
     def __post_init__(self) -> None:
-        def put(field: str, value: Any) -> None:
+        for field, value in validated(self).items():
             object.__setattr__(self, field, value)
-
-        at = f"{self.name}: "
-        gram = checks.matrix(self.gram, at + "gram")
-        if gram.shape[0] != gram.shape[1]:
-            raise ValueError(f"{at}gram: must be square (S, S), got shape {gram.shape}")
-        put("gram", _symmetric(gram, at + "gram"))
-        inputs = gram.shape[0]
-        cross = checks.matrix(self.cross, at + "cross", (1, 2))
-        put("cross", cross.reshape(len(cross), -1))
-        if len(cross) != inputs:
-            raise ValueError(f"{at}cross: must be (S, T) with S = {inputs}, got {cross.shape}")
-        targets = self.cross.shape[1]
-        put("energy", checks.matrix(self.energy, at + "energy", (0, 1)).reshape(-1))
-        for field, shape in {
-            "energy": (targets,),
-            "weights": (inputs, targets),
-            "fixed_scales": (targets,),
-            "input_sum": (inputs,),
-            "target_sum": (targets,),
-        }.items():
-            value = getattr(self, field)
-            if value is None:
-                continue
-            if field == "fixed_scales" and np.ndim(value) == 0:
-                value = np.full(shape, value)
-            value = checks.matrix(value, at + field, (1, 2))
-            if field == "weights" and value.ndim == 1:
-                value = value[:, None]
-            if value.shape != shape:
-                raise ValueError(f"{at}{field}: must have shape {shape}, got {value.shape}")
-            put(field, value)
-        if self.fixed_scales is None:
-            self._check_free()
-        elif not (self.fixed_scales > 0).all():
-            raise ValueError(f"{at}fixed_scales: every scale must be > 0")
-        put("rows", checks.whole(self.rows, at + "rows", 1))
-        weight = self.rows if self.row_weight is None else self.row_weight
-        put("row_weight", checks.positive(weight, at + "row_weight"))
-        self._check_variant()
-        for field in self._ARRAYS:
-            value = getattr(self, field)
-            if value is not None and value.flags.writeable:  # maybe the caller's, to change later
-                value = value.copy()
-                value.flags.writeable = False
-                put(field, value)
-
-    def _check_variant(self) -> None:
-        at = f"{self.name}: "
-        if self.intercept and (self.input_sum is None or self.target_sum is None):
-            raise ValueError(f"{at}intercept: needs input_sum and target_sum")
-        object.__setattr__(self, "bases", checks.whole(self.bases, at + "bases", 1))
-        if self.scale_group is not None:
-            group = checks.whole(self.scale_group, at + "scale_group", 1)
-            if self.inputs % group:
-                raise ValueError(f"{at}scale_group: must divide S = {self.inputs}, got {group}")
-            object.__setattr__(self, "scale_group", group)
-        chosen = [
-            what
-            for what, on in (
-                ("fixed_scales", not self.free_scale),
-                ("scale_group", self.scale_group is not None),
-                ("bases", self.bases > 1),
-            )
-            if on
-        ]
-        if len(chosen) > 1:
-            raise ValueError(f"{at}{' and '.join(chosen)} do not go together")
-
-    def _check_free(self) -> None:
-        at = f"{self.name}: "
-        diagonal = np.diagonal(self.gram)
-        if (diagonal < 0).any():
-            raise ValueError(
-                f"{at}gram: negative diagonal entry at {int(np.argmin(diagonal))}; a Gram matrix "
-                "has none (for a quadratic programme use Problem.from_quadratic)"
-            )
-        if not diagonal.any():
-            raise ValueError(f"{at}gram: all zero: every input is zero on all rows")
-        dead = diagonal == 0
-        if self.gram[dead].any():
-            raise ValueError(
-                f"{at}gram: zero on the diagonal but not in its row: not a Gram matrix"
-            )
-        # Cauchy-Schwarz, with room for diagonal entries that underflowed
-        pull = np.abs(self.cross[dead]).max(axis=0, initial=0.0)
-        if (pull > 1e-9 * np.sqrt(diagonal.max()) * np.sqrt(np.abs(self.energy))).any():
-            raise ValueError(f"{at}cross: not zero for an input whose gram diagonal is zero")
-        if (self.energy < 0).any():
-            raise ValueError(f"{at}energy: negative at {int(np.argmin(self.energy))}")
-        if not self.energy.any():
-            raise ValueError(f"{at}energy: all zero: the targets (outputs) are zero on all rows")
-        in_range("gram", self.name, 1.0, float(diagonal.max()))
 
     @classmethod
     def from_arrays(
@@ -490,19 +399,3 @@ class Problem:
             known = {f: node[f][()] for f in cls._ARRAYS if f in node}
             known |= {f: node.attrs[f].item() for f in cls._NUMBERS if f in node.attrs}
             return cls(**known, name=str(node.attrs.get("name", group.strip("/") or "problem")))
-
-
-def _symmetric(gram: np.ndarray, name: str) -> np.ndarray:
-    """``gram`` made exactly symmetric, if rounding is all that it lacks."""
-    if np.array_equal(gram, gram.T):
-        return gram
-    with np.errstate(over="ignore"):
-        difference = np.abs(gram - gram.T)
-    worst = np.unravel_index(np.argmax(difference), gram.shape)
-    if not difference[worst] <= 1e-6 * np.abs(gram).max():
-        i, j = (int(k) for k in worst)
-        raise ValueError(
-            f"{name}: not symmetric: entry ({i}, {j}) is {gram[i, j]:.6g}, "
-            f"({j}, {i}) is {gram[j, i]:.6g}"
-        )
-    return 0.5 * gram + 0.5 * gram.T

@@ -1,0 +1,135 @@
+"""What makes a Problem valid: shapes, ranges, and consistency of its sums."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hashsolve import checks
+from hashsolve.sums import in_range
+
+if TYPE_CHECKING:
+    from hashsolve.problem import Problem
+
+Fields = dict[str, Any]
+
+
+def validated(problem: Problem) -> Fields:
+    """The fields of a problem as they are to be: float64 arrays of its own, read-only; numbers.
+
+    Raises
+    ------
+    ValueError
+        Naming the array at fault.
+    """
+    at = f"{problem.name}: "
+    fields = _arrays(problem, at)
+    fields["rows"] = checks.whole(problem.rows, at + "rows", 1)
+    weight = problem.rows if problem.row_weight is None else problem.row_weight
+    fields["row_weight"] = checks.positive(weight, at + "row_weight")
+    if "fixed_scales" not in fields:
+        _check_sums(fields["gram"], fields["cross"], fields["energy"], problem.name)
+    elif not (fields["fixed_scales"] > 0).all():
+        raise ValueError(f"{at}fixed_scales: every scale must be > 0")
+    fields |= _variant(problem, len(fields["gram"]), at)
+    for name, value in fields.items():
+        if isinstance(value, np.ndarray) and value.flags.writeable:
+            fields[name] = value.copy()  # it may be the caller's, to change later
+            fields[name].flags.writeable = False
+    return fields
+
+
+def _arrays(problem: Problem, at: str) -> Fields:
+    gram = checks.matrix(problem.gram, at + "gram")
+    if gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"{at}gram: must be square (S, S), got shape {gram.shape}")
+    inputs = len(gram)
+    cross = checks.matrix(problem.cross, at + "cross", (1, 2))
+    cross = cross.reshape(len(cross), -1)
+    if len(cross) != inputs:
+        raise ValueError(f"{at}cross: must be (S, T) with S = {inputs}, got {cross.shape}")
+    targets = cross.shape[1]
+    fields = {"gram": _symmetric(gram, at + "gram"), "cross": cross}
+    for name, shape in {
+        "energy": (targets,),
+        "weights": (inputs, targets),
+        "fixed_scales": (targets,),
+        "input_sum": (inputs,),
+        "target_sum": (targets,),
+    }.items():
+        value = getattr(problem, name)
+        if value is None and name != "energy":
+            continue
+        if name == "fixed_scales" and np.ndim(value) == 0:
+            value = np.full(shape, value)
+        value = checks.matrix(value, at + name, (0, 1) if name == "energy" else (1, 2))
+        if name == "energy":
+            value = value.reshape(-1)
+        elif name == "weights" and value.ndim == 1:
+            value = value[:, None]
+        if value.shape != shape:
+            raise ValueError(f"{at}{name}: must have shape {shape}, got {value.shape}")
+        fields[name] = value
+    return fields
+
+
+def _symmetric(gram: np.ndarray, name: str) -> np.ndarray:
+    """``gram`` made exactly symmetric, if rounding is all that it lacks."""
+    if np.array_equal(gram, gram.T):
+        return gram
+    with np.errstate(over="ignore"):
+        difference = np.abs(gram - gram.T)
+    worst = np.unravel_index(np.argmax(difference), gram.shape)
+    if not difference[worst] <= 1e-6 * np.abs(gram).max():
+        i, j = (int(k) for k in worst)
+        raise ValueError(
+            f"{name}: not symmetric: entry ({i}, {j}) is {gram[i, j]:.6g}, "
+            f"({j}, {i}) is {gram[j, i]:.6g}"
+        )
+    return 0.5 * gram + 0.5 * gram.T
+
+
+def _check_sums(gram: np.ndarray, cross: np.ndarray, energy: np.ndarray, name: str) -> None:
+    """Refuse what no inputs and targets can sum to; with fixed scales anything goes."""
+    at = f"{name}: "
+    diagonal = np.diagonal(gram)
+    if (diagonal < 0).any():
+        raise ValueError(
+            f"{at}gram: negative diagonal entry at {int(np.argmin(diagonal))}; a Gram matrix has "
+            "none (for a quadratic programme use Problem.from_quadratic)"
+        )
+    if not diagonal.any():
+        raise ValueError(f"{at}gram: all zero: every input is zero on all rows")
+    dead = diagonal == 0
+    if gram[dead].any():
+        raise ValueError(f"{at}gram: zero on the diagonal but not in its row: not a Gram matrix")
+    # Cauchy-Schwarz, with room for diagonal entries that underflowed
+    pull = np.abs(cross[dead]).max(axis=0, initial=0.0)
+    if (pull > 1e-9 * np.sqrt(diagonal.max()) * np.sqrt(np.abs(energy))).any():
+        raise ValueError(f"{at}cross: not zero for an input whose gram diagonal is zero")
+    if (energy < 0).any():
+        raise ValueError(f"{at}energy: negative at {int(np.argmin(energy))}")
+    if not energy.any():
+        raise ValueError(f"{at}energy: all zero: the targets (outputs) are zero on all rows")
+    in_range("gram", name, 1.0, float(diagonal.max()))
+
+
+def _variant(problem: Problem, inputs: int, at: str) -> Fields:
+    if problem.intercept and (problem.input_sum is None or problem.target_sum is None):
+        raise ValueError(f"{at}intercept: needs input_sum and target_sum")
+    fields: Fields = {"bases": checks.whole(problem.bases, at + "bases", 1)}
+    if problem.scale_group is not None:
+        group = checks.whole(problem.scale_group, at + "scale_group", 1)
+        if inputs % group:
+            raise ValueError(f"{at}scale_group: must divide S = {inputs}, got {group}")
+        fields["scale_group"] = group
+    chosen = {
+        "fixed_scales": problem.fixed_scales is not None,
+        "scale_group": problem.scale_group is not None,
+        "bases": fields["bases"] > 1,
+    }
+    names = [name for name, on in chosen.items() if on]
+    if len(names) > 1:
+        raise ValueError(f"{at}{' and '.join(names)} do not go together")
+    return fields
