@@ -10,16 +10,15 @@ import h5py
 import numpy as np
 
 from hashsolve import checks
-from hashsolve.control import blas
 from hashsolve.files import atomic, open_h5
 from hashsolve.geometry import Geometry
 from hashsolve.sums import Sums, block_rows
+from hashsolve.threads import product
 
 FULL, BINARIZED = "full_precision", "binarized"
 """Names of the two streams: inputs from the full-precision and the partly binarised network."""
 DTYPES = ("float16", "float32", "float64")
 _CHUNK_BYTES = 4 * 2**20
-_THREADED_FROM = 1024  # inputs below which BLAS threads wait for each other more than they work
 
 
 def write_activations(
@@ -152,16 +151,14 @@ def layer_sums(
         )
     labels = [name if geometry.groups == 1 else f"{name}[group {g}]" for g in range(len(matrices))]
     sums = [Sums(size, 0 if reference is None else targets, label) for label in labels]
-    threads = 1 if size < _THREADED_FROM else None
-    with blas().limit(limits=threads, user_api="blas"):
-        for samples, lines in geometry.blocks(inputs.shape, block_rows(size)):
-            maps = inputs[samples]
-            reference_maps = None if reference is None else reference[samples]
-            for group, (w, total) in enumerate(zip(matrices, sums, strict=True)):
-                target = None
-                if reference_maps is not None:
-                    target = w.T @ geometry.patches(reference_maps, group, lines)
-                total.add_block(geometry.patches(maps, group, lines), target)
+    for samples, lines in geometry.blocks(inputs.shape, block_rows(size)):
+        maps = inputs[samples]
+        reference_maps = None if reference is None else reference[samples]
+        for group, (w, total) in enumerate(zip(matrices, sums, strict=True)):
+            target = None
+            if reference_maps is not None:
+                target = product(w.T, geometry.patches(reference_maps, group, lines))
+            total.add_block(geometry.patches(maps, group, lines), target)
     return sums
 
 

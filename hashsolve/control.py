@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
 from os import PathLike
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from hashsolve.instance import Instance
 from hashsolve.solution import Status, Sweep
+from hashsolve.threads import cores, one_blas_thread
 
 EFFORTS = ("fast", "default", "thorough")
 _INLINE_WORK = 20_000  # bits below which a thread costs more than it saves
-
-
-@cache
-def blas() -> ThreadpoolController:
-    """What sets the threads of BLAS; found once, as looking for libraries takes milliseconds."""
-    return ThreadpoolController()
 
 
 class Control:
@@ -50,7 +42,7 @@ class Control:
         self.callback = callback
         self.checkpoint = checkpoint
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or cores()
         self.history: list[Sweep] = []
         self._halted = threading.Event()  # shared with the controls of solves within this one
         self._pool: ThreadPoolExecutor | None = None
@@ -111,7 +103,7 @@ class Control:
             if result and done is not None:
                 done(t, *result)
 
-        with blas().limit(limits=1, user_api="blas"):
+        with one_blas_thread():
             if self.threads == 1 or count == 1:
                 for t in range(count):
                     finish(t, run(t))

@@ -36,6 +36,7 @@ from hashsolve.runfolder import RunFolder
 from hashsolve.solution import Solution
 from hashsolve.solver import solve
 from hashsolve.sums import Sums
+from hashsolve.threads import product
 
 PROPAGATIONS = ("asym", "symfp", "symqt")
 logger = logging.getLogger("hashsolve")
@@ -332,7 +333,7 @@ def _do_layer(
 def _live_problem(sums: Sums, weights: np.ndarray) -> Problem | None:
     """The problem of one group; None where its inputs or its outputs are all zero."""
     gram = sums.finish().gram
-    outputs = sums.energy if sums.energy.size else gram @ weights
+    outputs = sums.energy if sums.energy.size else product(gram, weights)
     return Problem.from_sums(sums, weights) if gram.any() and outputs.any() else None
 
 

@@ -13,6 +13,7 @@ from hashsolve import checks
 from hashsolve.files import atomic, open_h5
 from hashsolve.packing import combine
 from hashsolve.sums import Sums, in_range, sum_arrays
+from hashsolve.threads import one_blas_thread, product
 from hashsolve.validation import validated
 
 
@@ -145,11 +146,11 @@ class Problem:
             # by columns of magnitude 1, so that only the results can leave the range
             exponent = np.frexp(np.abs(weights).max(axis=0))[1]
             unit = np.ldexp(weights, -exponent)
-            unit_cross = gram @ unit
+            unit_cross = product(gram, unit)
             unit_energy = np.maximum(np.einsum("st,st->t", unit, unit_cross), 0.0)
-            with np.errstate(over="ignore", under="ignore"):
+            with one_blas_thread(), np.errstate(over="ignore", under="ignore"):
                 # outputs that cancel (weights +1, −1 on equal inputs) leave rounding: that is zero
-                size = np.einsum("st,st->t", np.abs(unit), np.abs(gram) @ np.abs(unit))
+                size = np.einsum("st,st->t", np.abs(unit), product(np.abs(gram), np.abs(unit)))
                 cancel = np.isfinite(size) & (unit_energy <= np.finfo(float).eps * size)
                 unit_energy[cancel], unit_cross[:, cancel] = 0.0, 0.0
                 cross = np.ldexp(unit_cross, exponent)

@@ -19,6 +19,7 @@ from hashsolve.methods.outcome import Outcome
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution, Status, Sweep, proven
 from hashsolve.state import State
+from hashsolve.threads import one_blas_thread
 from hashsolve.variants import solve_variant
 
 _RESTARTS = 8  # perturbed starts of effort="thorough"
@@ -103,7 +104,8 @@ def solve(
     begun = time.perf_counter()
     plain = problem.centred()
     start = None if init is None else _start(init, problem)
-    with Control(effort, seed, time_limit, callback, threads, checkpoint) as control:
+    control = Control(effort, seed, time_limit, callback, threads, checkpoint)
+    with one_blas_thread(), control:
         if plain.bases > 1 or plain.scale_group is not None:
             solution = solve_variant(plain, method, start, _solve, control)
         else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.linalg.blas import dsyrk
 
 from hashsolve import checks
 from hashsolve.checks import finite
+from hashsolve.threads import add_gram, one_blas_thread, product
 
 MAX_BLOCK_ROWS = 8192
 SMALLEST_SQUARE = 1e-305
@@ -49,7 +49,7 @@ class Sums:
         self.energy = np.zeros(targets)
         self.input_peak = 0.0
         self.target_peak = np.zeros(targets)
-        self._upper = np.zeros((inputs, inputs), order="F")
+        self._upper = np.zeros((inputs, inputs))
         self._block_rows = block_rows(inputs)
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._pending_rows = 0
@@ -86,17 +86,17 @@ class Sums:
         x = np.ascontiguousarray(inputs, dtype=np.float64)
         y = np.ascontiguousarray(targets, dtype=np.float64) if self.energy.size else None
         root = np.ones(x.shape[1]) if row_weights is None else np.sqrt(row_weights)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        quiet = np.errstate(over="ignore", under="ignore", invalid="ignore")
+        with one_blas_thread(), quiet:
             if row_weights is not None:
                 x = x * root
                 y = None if y is None else y * root
-            # x is C-ordered, so x.T is Fortran-ordered and BLAS copies nothing
-            self._upper = dsyrk(1.0, x.T, beta=1.0, c=self._upper, trans=1, overwrite_c=1)
+            add_gram(self._upper, x)
             self.input_sum += _row_sums(x, root, f"{self.name}: inputs")
             if np.diagonal(self._upper).max() < SMALLEST_SQUARE:
                 self.input_peak = max(self.input_peak, np.abs(x).max(initial=0.0))
             if y is not None:
-                self.cross += x @ y.T
+                self.cross += product(x, y.T)
                 self.target_sum += _row_sums(y, root, f"{self.name}: targets")
                 self.energy += np.einsum("tn,tn->t", y, y)
                 small = self.energy < SMALLEST_SQUARE
@@ -183,6 +183,6 @@ def sum_arrays(
                 y_block = np.asarray(y[cut], dtype=np.float64).T
             elif ref is not None:
                 block = np.asarray(ref[:, cut], dtype=np.float64)
-                y_block = w.T @ finite(block, at + "reference (X)")
+                y_block = product(w.T, finite(block, at + "reference (X)"))
             sums.add_block(x_block, y_block, None if v is None else v[cut])
     return sums, w

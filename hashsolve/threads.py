@@ -1,0 +1,123 @@
+"""Work spread over the cores, in which no bit depends on how many there are.
+
+BLAS cuts a product otherwise for every number of threads, and sums in another order. Here products
+are cut into tiles that depend on their shape alone; BLAS computes each on one thread, and the
+tiles are spread over the cores.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import scipy.linalg  # noqa: F401  its BLAS has to be loaded before `_blas` looks for it
+from threadpoolctl import ThreadpoolController
+
+_INLINE_WORK = 2_000_000  # multiplications below which threads cost more than they save
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def spread(job: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """``[job(item) for item in items]``, on all cores; a job must not itself call this."""
+    items = list(items)
+    if cores() == 1 or len(items) == 1:
+        return [job(item) for item in items]
+    return list(_pool(os.getpid(), cores()).map(job, items))
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """One pool a process: threads do not survive a fork."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="hashsolve")
+
+
+@cache
+def _blas() -> list[Any]:
+    """What sets the threads of BLAS; found once, as looking for libraries takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+def _set_blas_threads(counts: Iterable[int]) -> None:
+    for library, count in zip(_blas(), counts, strict=True):
+        # from version 3.7 on, `set_num_threads` does nothing while another thread holds a limit
+        getattr(library, "_real_set_num_threads", library.set_num_threads)(count)
+
+
+class _Limit:
+    """How many hold BLAS at one thread, and what to restore after the last of them."""
+
+    lock = threading.Lock()
+    holders = 0
+    before: Sequence[int] = ()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within this, BLAS computes on the thread that calls it, in the whole process.
+
+    May be nested, and entered from several threads: the last one out restores what was before.
+    """
+    with _Limit.lock:
+        if _Limit.holders == 0:
+            _Limit.before = [library.get_num_threads() for library in _blas()]
+            _set_blas_threads([1] * len(_Limit.before))
+        _Limit.holders += 1
+    try:
+        yield
+    finally:
+        with _Limit.lock:
+            _Limit.holders -= 1
+            if _Limit.holders == 0:
+                _set_blas_threads(_Limit.before)
+
+
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """a @ b for matrices, the same bits for any number of threads; infinite where it overflows."""
+    if out is None:
+        out = np.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
+    tiles = itertools.product(_cuts(a.shape[0]), _cuts(b.shape[1]))
+    _tiled(lambda i, j: np.matmul(a[i], b[:, j], out=out[i, j]), tiles, out.size * a.shape[1])
+    return out
+
+
+def add_gram(total: np.ndarray, x: np.ndarray) -> None:
+    """Add the upper triangle of x @ x.T to that of ``total`` (and something below it)."""
+
+    def add(i: slice, j: slice) -> None:
+        total[i, j] += x[i] @ x[j].T
+
+    tiles = itertools.combinations_with_replacement(_cuts(len(x)), 2)
+    _tiled(add, tiles, total.size // 2 * x.shape[1])
+
+
+def _cuts(size: int) -> Sequence[slice]:
+    """An axis cut into equal parts, small enough to occupy many cores, large enough for BLAS."""
+    edge = 96 if size <= 1024 else 192
+    count = max(1, -(-size // edge))
+    return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
+
+
+def _tiled(job: Callable[[slice, slice], Any], tiles: Iterable[tuple], work: int) -> None:
+    """Run a job for every tile, with BLAS on one thread and its overflows left to the caller."""
+
+    def quietly(tile: tuple[slice, slice]) -> None:
+        with np.errstate(all="ignore"):  # each thread has its own
+            job(*tile)
+
+    with one_blas_thread():
+        if work < _INLINE_WORK:
+            for tile in tiles:
+                quietly(tile)
+        else:
+            spread(quietly, tiles)
