@@ -18,6 +18,12 @@ def correlations(gram, codes, h) -> None:
     h[:] = codes @ gram
 
 
+def add_rows(rows, weights, h) -> None:
+    """h[t] += Σ_k weights[t, k] rows[k], one row after the other."""
+    for k in range(len(rows)):
+        h += weights[:, k : k + 1] * rows[k]
+
+
 def products(cross, codes, h, p, q) -> None:
     """p[t] = cross[t] · codes[t] and q[t] = codes[t] · h[t]."""
     p[:] = (cross * codes).sum(axis=1)

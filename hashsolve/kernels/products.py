@@ -2,17 +2,14 @@
 
 from numba import njit
 
+from hashsolve.kernels.rows import add_rows
+
 
 @njit(cache=True, nogil=True)
 def correlations(gram, codes, h):
     """h[t] = gram @ codes[t], by adding rows in order."""
-    inputs = gram.shape[0]
-    for t in range(codes.shape[0]):
-        h[t, :] = 0.0
-        for k in range(inputs):
-            sign = float(codes[t, k])
-            for j in range(inputs):
-                h[t, j] += sign * gram[k, j]
+    h[:, :] = 0.0
+    add_rows(gram, codes, h)
 
 
 @njit(cache=True, nogil=True)

@@ -10,6 +10,7 @@ from hashsolve.kernels.dcc import dcc_sweep
 from hashsolve.methods.outcome import Outcome
 from hashsolve.solution import Status
 from hashsolve.state import State
+from hashsolve.sweeps import sweep
 
 
 def dcc(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
@@ -28,7 +29,7 @@ def dcc(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
         if status:
             break
         rows = (instance.cross, state.codes, state.h, scales, active, flips)
-        control.columns(dcc_sweep, (instance.gram,), rows)
+        sweep(control, dcc_sweep, (instance.gram,), rows)
         state.products()
         status = control.record(instance, state.loss(scales), flips.sum())
         if confirming and not flips.any():

@@ -10,6 +10,7 @@ from hashsolve.kernels.one_flip import one_flip_sweep
 from hashsolve.methods.outcome import Outcome
 from hashsolve.solution import Status
 from hashsolve.state import State
+from hashsolve.sweeps import sweep
 
 TOLERANCE = 1e-12
 """Share of its value by which a flip must improve a column, so that rounding cannot cycle."""
@@ -29,7 +30,7 @@ def one_flip(instance: Instance, start: np.ndarray, control: Control) -> Outcome
         if status:
             break
         rows = (instance.cross, state.codes, state.h, state.p, state.q, active, flips)
-        control.columns(one_flip_sweep, (instance.gram, instance.free, TOLERANCE), rows)
+        sweep(control, one_flip_sweep, (instance.gram, instance.free, TOLERANCE), rows)
         status = control.record(instance, state.loss(state.scales), flips.sum())
         if confirming and not flips.any():
             return Outcome(state.codes, state.scales, status or Status.FIXPOINT)
