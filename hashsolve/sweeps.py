@@ -38,12 +38,11 @@ def in_blocks(kernel: Callable, size: int, options: int, *arguments: Any) -> Non
     total = np.zeros_like(flips)
     for start in range(0, len(gram), size):
         block = slice(start, start + size)
-        after, near = codes[:, block].copy(), h[:, block].copy()
-        kernel(
-            gram[block, block].copy(), *shared, cross[:, block].copy(), after, near, *more, flips
-        )
+        after = codes[:, block].copy()
+        near = cross[:, block].copy(), after, h[:, block].copy()
+        kernel(gram[block, block].copy(), *shared, *near, *more, flips)
         if flips.any():
             add_rows(gram[block], after - codes[:, block], h)
-            codes[:, block], h[:, block] = after, near
+            codes[:, block] = after
             total += flips
     flips[:] = total

@@ -73,7 +73,8 @@ def beam(lower, target, shift, low, high, width):
     root = np.empty(width, np.int64)  # the state at the block's start that a state grew from
     root_new = np.empty(width, np.int64)
     p = np.zeros(width)
-    q = np.full(width, -shift)
+    q = np.zeros(width)
+    q[0] = -shift
     p_new = np.empty(width)
     q_new = np.empty(width)
     cost = np.empty(2 * width)
@@ -87,7 +88,8 @@ def beam(lower, target, shift, low, high, width):
         start = max(0, top - BLOCK)
         for k in range(count):
             root[k] = k
-            near[k, : top - start] = rest[k, start:top]
+            for j in range(top - start):  # a slice assignment takes 2 s to compile
+                near[k, j] = rest[k, start + j]
         for i in range(top - start - 1, -1, -1):
             y = target[start + i]
             pivot = lower[start + i, start + i]

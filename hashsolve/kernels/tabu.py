@@ -118,7 +118,8 @@ def evolve(gram, cross, energy, pool, free, moves, patience, tenure, kick, stale
         worst = np.argmax(loss)
         failures += 1
         if value < loss[worst] and not contains(pool, child):
-            pool[worst] = child
+            for j in range(size):  # a slice assignment takes 2 s to compile
+                pool[worst, j] = child[j]
             loss[worst] = value
             failures = 0
     return loss
