@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from hashsolve import checks
-from hashsolve.files import atomic, open_h5
+from hashsolve.files import atomic, open_h5, undisturbed
 from hashsolve.geometry import Geometry
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import product
@@ -74,8 +74,9 @@ def write_activations(
                         f"{at}: a batch of samples of shape {maps.shape[1:]} after one of "
                         f"{data.shape[1:]}; calibrate with samples of one size"
                     )
-                data.resize(len(data) + len(maps), axis=0)
-                data[len(data) - len(maps) :] = maps
+                with undisturbed():
+                    data.resize(len(data) + len(maps), axis=0)
+                    data[len(data) - len(maps) :] = maps
             sizes = {stream: len(file[stream]) for stream in file}
             if len(set(sizes.values())) > 1:
                 raise ValueError(f"{name}: streams differ in samples: {sizes}")

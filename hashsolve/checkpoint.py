@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from hashsolve.branch import Search
-from hashsolve.files import atomic, digest, open_h5
+from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
 from hashsolve.instance import Instance
 
 _INTERVAL = 20.0  # seconds between writes
@@ -45,11 +45,11 @@ class Checkpoint:
         made = cls(Path(path), fingerprint)
         if made.path.exists():
             with open_h5(made.path) as file:
-                if file.attrs.get("problem") != fingerprint:
+                if attribute(file, "problem") != fingerprint:
                     raise ValueError(f"{path}: a checkpoint of another problem; name another file")
                 for name, group in file.items():
                     made.states[int(name)] = state = _read(group)
-                    if group.attrs["sha256"] != digest(*state):
+                    if attribute(group, "sha256") != digest(*state):
                         raise ValueError(f"{path}: damaged: column {name} is not as written")
         return made
 
@@ -64,8 +64,8 @@ class Checkpoint:
             if self.path is None:
                 return
             if now or time.monotonic() - self._written > _INTERVAL:
-                with atomic(self.path) as part, h5py.File(part, "w", locking=False) as file:
-                    file.attrs["problem"] = self.fingerprint
+                with write_h5(self.path) as file:
+                    write_attributes(file, {"problem": self.fingerprint})
                     for column, kept in self.states.items():
                         _write(file.create_group(str(column)), kept)
                 self._written = time.monotonic()
@@ -74,7 +74,7 @@ class Checkpoint:
 def _write(group: h5py.Group, state: Search) -> None:
     for name, value in state._asdict().items():
         group.create_dataset(name, data=value)
-    group.attrs["sha256"] = digest(*state)
+    write_attributes(group, {"sha256": digest(*state)})
 
 
 def _read(group: h5py.Group) -> Search:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import singledispatch
@@ -34,6 +36,33 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def write_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
+    """An HDF5 file to write, which appears whole or not at all; Ctrl-C waits until it is."""
+    with undisturbed(), atomic(path) as part, h5py.File(part, "w", locking=False) as file:
+        yield file
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within, signals to end wait: raised amid h5py's own code, KeyboardInterrupt may be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread
+        return
+    waiting: list[int] = []
+    kept = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not None:  # one that Python can put back
+            kept[number] = signal.signal(number, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        for number in waiting:
+            signal.raise_signal(number)
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write JSON, whole or not at all."""
     with atomic(path) as part:
@@ -54,11 +83,72 @@ def open_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
     try:
         # "best-effort" is HDF5's default: another value cannot share a file this process has open
         with h5py.File(path, "r", locking="best-effort", rdcc_nbytes=128 * 2**20) as file:
+            _refuse_tricks(file, path)
             yield file
     except (OSError, RuntimeError, KeyError, TypeError) as error:
         if "lock file" in str(error):  # not "sblock", which truncated files are told by
             raise ValueError(f"{path}: open for writing elsewhere ({error})") from error
         raise ValueError(f"{path}: damaged or not an HDF5 file ({error}); make it anew") from error
+
+
+_LONGEST_ATTRIBUTE = 2**16
+MAX_COMPRESSION = 1100
+"""Bytes that a byte of a compressed file can stand for (deflate: 1,032)."""
+
+
+def _refuse_tricks(file: h5py.File, path: str | os.PathLike) -> None:
+    """Refuse data that lie in other files, or that claim more than the file can hold."""
+    most = MAX_COMPRESSION * os.path.getsize(path)
+    groups, seen = [file], set()
+    while groups:
+        group = groups.pop()
+        for name in group:
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise ValueError(
+                    f"{path}: {name!r} is a link to another file, which is not followed"
+                )
+            if not isinstance(link, h5py.HardLink):
+                continue  # it leads to something that is visited anyway
+            node = group[name]
+            address = h5py.h5o.get_info(node.id).addr
+            if address in seen:
+                continue
+            seen.add(address)
+            if isinstance(node, h5py.Group):
+                groups.append(node)
+            elif isinstance(node, h5py.Dataset):
+                if node.is_virtual or node.external:
+                    raise ValueError(f"{path}: {name!r} lies in other files, which are not read")
+                if node.nbytes > most:
+                    raise ValueError(
+                        f"{path}: {name!r} claims shape {node.shape}, more than this file can hold"
+                    )
+
+
+def write_attributes(node: h5py.HLObject, values: Mapping[str, Any]) -> None:
+    """Numbers, short arrays and text as attributes; text of fixed length, see `attribute`."""
+    for name, value in values.items():
+        if isinstance(value, str):
+            value = value.encode()
+            dtype = h5py.string_dtype("utf-8", max(1, len(value)))
+            node.attrs.create(name, value, dtype=dtype)
+        else:
+            node.attrs[name] = value
+
+
+def attribute(node: h5py.HLObject, name: str) -> Any:
+    """An attribute that `write_attributes` wrote: text as str, the rest as NumPy gives it.
+
+    Text of variable length is refused: where that is damaged, HDF5 may never return.
+    """
+    if name not in node.attrs:
+        raise KeyError(f"no attribute {name!r}")
+    found = h5py.h5a.open(node.id, name.encode())
+    if found.dtype.kind == "O" or found.get_storage_size() > _LONGEST_ATTRIBUTE:
+        raise KeyError(f"attribute {name!r} is of a kind that is not read")
+    value = node.attrs[name]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hashsolve.activations import BINARIZED, FULL
-from hashsolve.files import open_h5
+from hashsolve.files import attribute, open_h5
 from hashsolve.problem import Problem
 from hashsolve.readers import describe_arrays, problem_groups, split
 from hashsolve.report import Report
@@ -58,13 +60,13 @@ def _checkpoint(file: Any) -> dict[str, Any]:
         state, left = file[name], file[name]["open_bound"][()]
         columns[f"column {name}"] = {
             "loss": float(state["loss"][()]),
-            "least_open_bound": float(left.min()) if len(left) else None,
+            "least_open_bound": float(left.min()) if np.isfinite(left).any() else None,
             "open_subproblems": len(left),
             "nodes": int(state["nodes"][()]),
         }
     open_columns = sum(column["open_subproblems"] > 0 for column in columns.values())
     found = {"kind": "checkpoint", "columns": len(columns), "open_columns": open_columns}
-    return {**found, "problem": file.attrs["problem"], **columns}
+    return {**found, "problem": attribute(file, "problem"), **columns}
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import math
 import h5py
 import numpy as np
 
+from hashsolve.files import attribute, write_attributes
+
 
 def pack(codes: np.ndarray) -> np.ndarray:
     """The bits of codes, +1 as 1, least significant bit first, columns one after the other.
@@ -41,12 +43,12 @@ def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def write_packed(group: h5py.Group, name: str, codes: np.ndarray) -> None:
     """Write codes as a packed data set that records its logical shape and bit order."""
     data = group.create_dataset(name, data=pack(codes), fletcher32=True)
-    data.attrs["shape"], data.attrs["bitorder"] = codes.shape, "little, column by column"
+    write_attributes(data, {"shape": codes.shape, "bitorder": "little, column by column"})
 
 
 def read_packed(data: h5py.Dataset, where: str) -> np.ndarray:
     """Read what `write_packed` wrote; a ValueError names the file where the sizes disagree."""
-    shape = tuple(int(n) for n in data.attrs["shape"])
+    shape = tuple(int(n) for n in attribute(data, "shape"))
     if min(shape) < 1 or data.shape != ((math.prod(shape) + 7) // 8,):
         raise ValueError(f"{where}: damaged: {data.shape} bytes of codes for shape {shape}")
     return unpack(data[()], shape)

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from hashsolve import checks
-from hashsolve.files import atomic, open_h5
+from hashsolve.files import attribute, open_h5, write_attributes, write_h5
 from hashsolve.packing import combine
 from hashsolve.sums import Sums, in_range, sum_arrays
 from hashsolve.threads import one_blas_thread, product
@@ -357,10 +357,8 @@ class Problem:
 
     def write(self, group: h5py.Group) -> None:
         """Write the sums into an open HDF5 group."""
-        group.attrs["name"] = self.name
-        for field in self._NUMBERS:
-            if getattr(self, field) is not None:
-                group.attrs[field] = getattr(self, field)
+        numbers = {f: getattr(self, f) for f in self._NUMBERS if getattr(self, f) is not None}
+        write_attributes(group, {"name": self.name, **numbers})
         for field in self._ARRAYS:
             value = getattr(self, field)
             if value is not None:
@@ -368,7 +366,7 @@ class Problem:
 
     def save(self, path: str | PathLike) -> None:
         """Write the problem to an HDF5 file; the file appears whole or not at all."""
-        with atomic(path) as part, h5py.File(part, "w", locking=False) as file:
+        with write_h5(path) as file:
             self.write(file)
 
     @classmethod
@@ -398,5 +396,9 @@ class Problem:
                     f"{sorted(node)}"
                 )
             known = {f: node[f][()] for f in cls._ARRAYS if f in node}
-            known |= {f: node.attrs[f].item() for f in cls._NUMBERS if f in node.attrs}
-            return cls(**known, name=str(node.attrs.get("name", group.strip("/") or "problem")))
+            known |= {f: attribute(node, f).item() for f in cls._NUMBERS if f in node.attrs}
+            try:
+                name = attribute(node, "name")
+            except KeyError:  # others may write none, or one of variable length
+                name = group.strip("/") or "problem"
+            return cls(**known, name=name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,14 +13,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hashsolve.files import open_h5
+from hashsolve.files import MAX_COMPRESSION, open_h5
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution
 
 SUMS = ("gram", "cross", "energy")
 _OPTIONAL = ("weights", "fixed_scales", "input_sum", "target_sum")
 _NUMBERS = ("rows", "row_weight", "intercept", "scale_group", "bases")
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager
@@ -202,9 +201,9 @@ def describe_arrays(path: Path) -> dict[str, str]:
 
 
 def _numpy(path: Path, **options: Any) -> Any:
-    try:
+    try:  # damaged files make NumPy and zipfile raise nearly anything
         return np.load(path, allow_pickle=False, **options)
-    except _UNREADABLE as error:
+    except Exception as error:
         raise ValueError(f"{path}: not a readable NumPy file of plain numbers ({error})") from error
 
 
@@ -215,12 +214,35 @@ def _npz(path: Path) -> Any:
 
 
 def _member(arrays: Any, name: str, source: str) -> np.ndarray:
-    held = ", ".join(arrays.files)
+    held = ", ".join(name if name.isprintable() else repr(name) for name in arrays.files)
+    if not arrays.files:
+        raise ValueError(f"{source}: holds no arrays")
     if not name:
         raise ValueError(f"{source}: name an array, as in {source}:{arrays.files[0]}; holds {held}")
     if name not in arrays:
         raise ValueError(f"{source}: no array {name!r}; it holds {held}")
     try:
+        _refuse_claims(arrays.zip, name)
         return arrays[name]
-    except _UNREADABLE as error:
-        raise ValueError(f"{source}: array {name!r} cannot be read ({error})") from error
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{source}: array {name!r} cannot be read ({why})") from error
+
+
+def _refuse_claims(archive: zipfile.ZipFile, name: str) -> None:
+    """Refuse an array whose header claims another size than it has, before memory is taken."""
+    inside = name if name in archive.namelist() else f"{name}.npy"
+    info = archive.getinfo(inside)
+    held = os.path.getsize(archive.filename) if archive.filename else archive.start_dir
+    if info.file_size > MAX_COMPRESSION * held:
+        raise ValueError(f"claims {info.file_size} bytes, more than this file can hold")
+    with archive.open(inside) as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+        if math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
+            raise ValueError(f"claims shape {shape}, but has {info.file_size - file.tell()} bytes")

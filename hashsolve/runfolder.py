@@ -12,7 +12,7 @@ from typing import Any
 
 import h5py
 
-from hashsolve.files import atomic, digest, sha256, write_json
+from hashsolve.files import attribute, digest, sha256, write_attributes, write_h5, write_json
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution
 
@@ -133,17 +133,18 @@ class RunFolder:
         self, layer: str, problems: list[Problem | None], solution: Solution, extra: dict[str, Any]
     ) -> None:
         """Write a finished layer: its problems, then its solution, which makes it count."""
-        with atomic(self.problem_path(layer)) as part, h5py.File(part, "w", locking=False) as file:
+        with write_h5(self.problem_path(layer)) as file:
             for group, problem in enumerate(problems):
                 if problem is not None:
                     node = file if len(problems) == 1 else file.create_group(f"group{group}")
                     problem.write(node)
         path = self.solution_path(layer)
-        with atomic(path) as part, h5py.File(part, "w", locking=False) as file:
+        with write_h5(path) as file:
             solution.write(file)
-            file.attrs["problem_sha256"] = sha256(self.problem_path(layer))
-            file.attrs["layer"] = json.dumps(extra)
-            file.attrs["layer_sha256"] = digest(file.attrs["layer"])
+            text = json.dumps(extra)
+            sums = sha256(self.problem_path(layer))
+            attributes = {"problem_sha256": sums, "layer": text, "layer_sha256": digest(text)}
+            write_attributes(file, attributes)
 
     def load_layer(self, layer: str, prefix: str) -> tuple[Solution, dict[str, Any]] | str:
         """A finished layer whose earlier layers had the codes ``prefix``; else why there is none.
@@ -156,8 +157,8 @@ class RunFolder:
         try:
             solution = Solution.load(path)
             with h5py.File(path, "r", locking="best-effort") as file:
-                recorded, text = file.attrs["problem_sha256"], file.attrs["layer"]
-                if digest(text) != file.attrs["layer_sha256"]:
+                recorded, text = attribute(file, "problem_sha256"), attribute(file, "layer")
+                if digest(text) != attribute(file, "layer_sha256"):
                     return f"{path}: damaged: its report does not match its SHA-256"
                 extra = json.loads(text)
         except Exception as error:  # damaged HDF5 raises nearly anything

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from hashsolve.files import atomic, digest, open_h5
+from hashsolve import checks
+from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
 from hashsolve.packing import combine, read_packed, write_packed
 
 OPTIMAL_TOLERANCE = 1e-9
@@ -170,14 +171,12 @@ class Solution:
             if getattr(self, name) is not None:
                 file.create_dataset(name, data=getattr(self, name), fletcher32=True)
         file.create_dataset("history", data=np.array(self.history).reshape(-1, 2))
-        for name in self._TEXT + self._NUMBERS:
-            file.attrs[name] = getattr(self, name)
-        file.attrs["status"] = self.status.name
-        file.attrs["sha256"] = self._fingerprint()
+        write_attributes(file, {name: getattr(self, name) for name in self._TEXT + self._NUMBERS})
+        write_attributes(file, {"status": self.status.name, "sha256": self._fingerprint()})
 
     def save(self, path: str | PathLike) -> None:
         """Write the solution to an HDF5 file; the file appears whole or not at all."""
-        with atomic(path) as part, h5py.File(part, "w", locking=False) as file:
+        with write_h5(path) as file:
             self.write(file)
 
     @classmethod
@@ -192,17 +191,18 @@ class Solution:
         with open_h5(path) as file:
             if "codes" not in file or "status" not in file.attrs:
                 raise ValueError(f"{path}: not a solution file; it holds {sorted(file)}")
-            history = tuple(Sweep(float(loss), int(flips)) for loss, flips in file["history"][()])
+            steps = checks.finite(file["history"][()], f"{path}: damaged: history")
+            history = tuple(Sweep(float(loss), int(flips)) for loss, flips in steps)
             solution = cls(
                 codes=read_packed(file["codes"], str(path)),
                 **{name: file[name][()] for name in cls._ARRAYS},
                 **{name: file[name][()] for name in cls._OPTIONAL if name in file},
-                **{name: str(file.attrs[name]) for name in cls._TEXT},
-                **{name: file.attrs[name].item() for name in cls._NUMBERS},
-                status=Status[file.attrs["status"]],
+                **{name: str(attribute(file, name)) for name in cls._TEXT},
+                **{name: attribute(file, name).item() for name in cls._NUMBERS},
+                status=Status[attribute(file, "status")],
                 history=history,
             )
-            if solution._fingerprint() != file.attrs["sha256"]:
+            if solution._fingerprint() != attribute(file, "sha256"):
                 raise ValueError(f"{path}: damaged: its contents do not match its SHA-256")
             return solution
 

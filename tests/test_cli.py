@@ -547,7 +547,9 @@ def test_ctrl_c_in_solve(run, tmp_path):
     assert (code, out) == (130, "") and error.count("\n") == 1
     assert "the same command goes on from search" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.h5", "search"]
-    assert json.loads(run("inspect", tmp_path / "search", "--json")[1])["columns"] < 12
+    code, out, error = run("inspect", tmp_path / "search", "--json")
+    assert code == 0, error
+    assert json.loads(out)["columns"] < 12
     process = spawn(tmp_path, *options)
     resumed, error = process.communicate()
     assert (process.returncode, error) == (0, "")
