@@ -6,14 +6,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hashsolve import __version__
+from hashsolve.terminal import echo_json, print_table, progress
 
 CERTIFICATE_FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
@@ -57,6 +57,7 @@ def cli(context: click.Context) -> None:
     hashsolve solve problem.h5 -o solution.h5        min |Y - X'BA|^2, B in {-1, +1}
     hashsolve verify problem.h5 solution.h5          is it what it claims to be?
     hashsolve binarize --network mymodels:resnet --calibration images.npy --run-dir run
+    hashsolve bench                                  how fast is it here?
 
     Exit codes: 0 done; 1 a certificate failed; 2 unusable input, said in one line; 130 interrupted.
     """
@@ -324,32 +325,26 @@ def demo(run_dir: str, seed: int, as_json: bool) -> None:
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else str(result))
 
 
-def echo_json(value: Any) -> None:
-    """Print JSON, strictly."""
-    click.echo(json.dumps(value, indent=1, allow_nan=False))
+@cli.command()
+@click.option("--inputs", default=4608, show_default=True, help="Of the layer that is swept.")
+@click.option("--columns", default=512, show_default=True, help="Of it.")
+@json_option
+def bench(inputs: int, columns: int, as_json: bool) -> None:
+    """Measure this installation: mostly ratios, which do not depend on the machine.
 
+    A sweep of DCC over the largest layer of ResNet-18 against one GEMM of its size, the plain
+    kernel and its NumPy twin; every method on a small problem; imports and compilation.
+    """
+    from hashsolve.bench import measure, rows
 
-@contextmanager
-def progress(go_on: str) -> Iterator[Callable[[str, int, int, str], None]]:
-    """A progress line on the error stream, where that is a terminal; how to go on after Ctrl-C."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(layer: str, index: int, count: int, what: str) -> None:
-            where = f"{layer} ({index + 1}/{count}): " if layer else ""
-            bar.update(task, description=where + what, completed=index, total=count or None)
-
-        try:
-            yield show
-        except KeyboardInterrupt:
-            raise click.Abort(go_on) from None
+    if inputs < 2 or columns < 2:
+        raise ValueError("--inputs, --columns: must be >= 2")
+    with progress("nothing was written; start it again") as show:
+        found = measure(inputs, columns, show=show)
+    if as_json:
+        echo_json(found)
+        return
+    print_table(("", "measured", "meant to be"), rows(found))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from hashsolve.control import Control
 from hashsolve.kernels.rows import ROWS, add_rows
 
-BLOCKED_ABOVE = 1024
+BLOCKED_ABOVE = 1536
 """Inputs up to which the Gram matrix stays in the cache, and a plain sweep is as fast."""
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -53,6 +54,8 @@ def other():
 def missing():
     import no_such_module
 '''
+STARTUP = {"import": 0.1, "solver": 0.2, "first_use": 0.4, "from_cache": 0.3}
+STARTUP["kernels"] = ["dcc_sweep"]
 BINARIZE = ("binarize", "--network", "nets:network", "--calibration", "calibration.npy")
 
 
@@ -499,6 +502,31 @@ def test_a_full_disk(here, tmp_path, arguments):
     assert "too large" in done.stderr and done.stderr.count("\n") == 1
     left = [p.name for p in tmp_path.rglob("*") if p.is_file()]
     assert left in ([], ["manifest.json"])
+
+
+def test_bench(run, monkeypatch):
+    from hashsolve import bench
+
+    monkeypatch.setattr(bench, "first_use", lambda method: dict(STARTUP, method=method))
+    monkeypatch.setattr(bench, "time_methods", partial(bench.time_methods, ("sign", "dcc")))
+    code, out, error = run("bench", "--inputs", 300, "--columns", 4)
+    assert (code, error) == (0, "")
+    for row in ("first sweep (", "plain kernel", "NumPy twin", "dcc", "hashsolve --help", "≤ 2"):
+        assert row in out
+    code, out, _ = run("bench", "--inputs", 300, "--columns", 4, "--json")
+    found = json.loads(out)
+    assert found["sweep"]["inputs"] == 300 and set(found["solve"]) == {"sign", "dcc"}
+    assert 0 < found["sweep"]["late_flips"] < found["sweep"]["first_flips"] < 1
+    assert found["solve"]["dcc"]["to_best"] == 1 < found["solve"]["sign"]["to_best"]
+    assert found["startup"]["kernels"] == ["dcc_sweep"]
+
+
+def test_bench_says_what_was_compiled():
+    """In a process of its own; a method compiles its own kernels, and nothing a second time."""
+    from hashsolve import bench
+
+    found = bench.first_use("sign")
+    assert found["kernels"] == ["add_rows", "correlations", "products"]
 
 
 # a process of its own
