@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import threading
@@ -85,7 +86,7 @@ def open_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking="best-effort", rdcc_nbytes=128 * 2**20) as file:
             _refuse_tricks(file, path)
             yield file
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if "lock file" in str(error):  # not "sblock", which truncated files are told by
             raise ValueError(f"{path}: open for writing elsewhere ({error})") from error
         raise ValueError(f"{path}: damaged or not an HDF5 file ({error}); make it anew") from error
@@ -94,6 +95,11 @@ def open_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
 _LONGEST_ATTRIBUTE = 2**16
 MAX_COMPRESSION = 1100
 """Bytes that a byte of a compressed file can stand for (deflate: 1,032)."""
+
+
+def _is_no_chunk(stored: Any) -> bool | None:
+    """Whether a stored chunk is too short for its checksum, at which HDF5 crashes."""
+    return True if stored.size <= 4 else None
 
 
 def _refuse_tricks(file: h5py.File, path: str | os.PathLike) -> None:
@@ -120,10 +126,13 @@ def _refuse_tricks(file: h5py.File, path: str | os.PathLike) -> None:
             elif isinstance(node, h5py.Dataset):
                 if node.is_virtual or node.external:
                     raise ValueError(f"{path}: {name!r} lies in other files, which are not read")
-                if node.nbytes > most:
+                chunk = math.prod(node.chunks or ()) * node.dtype.itemsize
+                if max(node.nbytes, chunk) > most:
                     raise ValueError(
                         f"{path}: {name!r} claims shape {node.shape}, more than this file can hold"
                     )
+                if node.fletcher32 and node.id.chunk_iter(_is_no_chunk):
+                    raise ValueError(f"{path}: damaged: {name!r} has a part without data")
 
 
 def write_attributes(node: h5py.HLObject, values: Mapping[str, Any]) -> None:
