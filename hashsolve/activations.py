@@ -12,6 +12,8 @@ import numpy as np
 from hashsolve import checks
 from hashsolve.files import atomic, open_h5, undisturbed
 from hashsolve.geometry import Geometry
+from hashsolve.lags import Plan, plan_of
+from hashsolve.planes import LagSums
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import product
 
@@ -19,6 +21,7 @@ FULL, BINARIZED = "full_precision", "binarized"
 """Names of the two streams: inputs from the full-precision and the partly binarised network."""
 DTYPES = ("float16", "float32", "float64")
 _CHUNK_BYTES = 4 * 2**20
+_SLAB_BYTES = 64 * 2**20
 
 
 def write_activations(
@@ -152,6 +155,10 @@ def layer_sums(
         )
     labels = [name if geometry.groups == 1 else f"{name}[group {g}]" for g in range(len(matrices))]
     sums = [Sums(size, 0 if reference is None else targets, label) for label in labels]
+    plan = plan_of(geometry, inputs.shape[2:], weights.shape[1], sums[0].energy.size)
+    if plan is not None:
+        _sum_by_lags(inputs, reference, matrices, plan, sums)
+        return sums
     for samples, lines in geometry.blocks(inputs.shape, block_rows(size)):
         maps = inputs[samples]
         reference_maps = None if reference is None else reference[samples]
@@ -161,6 +168,32 @@ def layer_sums(
                 target = product(w.T, geometry.patches(reference_maps, group, lines))
             total.add_block(geometry.patches(maps, group, lines), target)
     return sums
+
+
+def _sum_by_lags(
+    inputs: h5py.Dataset | np.ndarray,
+    reference: h5py.Dataset | np.ndarray | None,
+    matrices: list[np.ndarray],
+    plan: Plan,
+    sums: list[Sums],
+) -> None:
+    """Sum without patches, a group at a time per slab of samples."""
+    lagged = [
+        LagSums(plan, w, reference is not None, total.name)
+        for w, total in zip(matrices, sums, strict=True)
+    ]
+    channels = lagged[0].channels
+    chunk = plan.samples(channels)
+    bytes_each = 8 * chunk * int(np.prod(inputs.shape[1:])) + lagged[0].bytes
+    step = chunk * max(1, _SLAB_BYTES // bytes_each)
+    for start in range(0, len(inputs), step):
+        maps = inputs[start : start + step]
+        shown = None if reference is None else reference[start : start + step]
+        for group, part in enumerate(lagged):
+            cut = slice(group * channels, (group + 1) * channels)
+            part.add(maps[:, cut], None if shown is None else shown[:, cut])
+    for part, total in zip(lagged, sums, strict=True):
+        part.add_to(total)
 
 
 def group_weights(weights: np.ndarray, geometry: Geometry) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,8 @@ class Geometry:
         )
         if min(*result.kernel, *result.stride, *result.dilation, result.groups) < 1:
             raise ValueError(f"{result}: sizes, strides, dilations and groups must be >= 1")
-        if padding_mode not in _PAD_MODES:
-            raise ValueError(
-                f"padding_mode: {padding_mode!r} is not one of {', '.join(_PAD_MODES)}"
-            )
+        if padding_mode not in PAD_MODES:
+            raise ValueError(f"padding_mode: {padding_mode!r} is not one of {', '.join(PAD_MODES)}")
         return result
 
     @property
@@ -179,7 +177,7 @@ class Geometry:
         shape = (last - first, *positions[1:])
         pads = ((0, 0), (0, 0), *self.padded(maps.shape[2:]))
         if any(pad != (0, 0) for pad in pads):
-            maps = np.pad(maps, pads, mode=_PAD_MODES[self.padding_mode])
+            maps = np.pad(maps, pads, mode=PAD_MODES[self.padding_mode])
         origin = (first, *(0 for _ in positions[1:]))
         result = np.empty((share, *self.kernel, maps.shape[0], *shape))
         for tap in itertools.product(*map(range, self.kernel)):

@@ -106,6 +106,25 @@ class Sums:
         self.rows += x.shape[1]
         self.row_weight += float(root @ root)
 
+    def add_sums(
+        self, rows: int, gram: np.ndarray, input_sum: np.ndarray, input_peak: float
+    ) -> None:
+        """Add H and ΣX̂ that were summed elsewhere, and the largest |X̂|."""
+        self._upper += gram
+        self.input_sum += input_sum
+        self.input_peak = max(self.input_peak, input_peak)
+        self.rows += rows
+        self.row_weight += float(rows)
+
+    def add_target_sums(
+        self, cross: np.ndarray, energy: np.ndarray, target_sum: np.ndarray, peak: np.ndarray
+    ) -> None:
+        """Add C, e and ΣY of rows whose inputs `add_sums` has added, and the largest |Y|."""
+        self.cross += cross
+        self.energy += energy
+        self.target_sum += target_sum
+        self.target_peak = np.maximum(self.target_peak, peak)
+
     def _flush(self) -> None:
         if self._pending:
             inputs = np.concatenate([x for x, _ in self._pending], axis=1)
