@@ -10,6 +10,9 @@ from hashsolve.instance import Instance
 
 SHARED_ABOVE = 1500
 """More inputs than this share one diagonal, found for all columns at once."""
+COLUMNS = 8
+"""Columns that are bounded together where one factor serves all, and that may be solved apart
+(`hashsolve.cluster`): a fixed cut, on which the last bits depend."""
 MAX_STEPS = 60
 TOLERANCE, COARSE_TOLERANCE, COARSE_ABOVE = 5e-3, 2e-2, 400
 """Shares of the energy to which duals are solved; the coarse one for more inputs than the last."""
@@ -27,9 +30,12 @@ def cheap_bounds(instance: Instance, control: Control) -> tuple[np.ndarray, str]
     if not instance.free:
         return certify(instance, control, dual_diagonals(instance, control)), "dual"
     start = start_diagonals(instance)[0]
-    bounds, _ = certified_bounds(
-        instance.gram, instance.cross, instance.energy, np.zeros_like(start), start, True
-    )
+    bounds = np.empty(len(instance.energy))
+    for first in range(0, len(bounds), COLUMNS):
+        part = slice(first, first + COLUMNS)
+        cross, energy = instance.cross[part], instance.energy[part]
+        zero = np.zeros_like(start)
+        bounds[part], _ = certified_bounds(instance.gram, cross, energy, zero, start, True)
     return np.maximum(bounds, 0.0), "least squares"
 
 

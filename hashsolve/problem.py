@@ -271,7 +271,9 @@ class Problem:
 
     def intercepts(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """The best constant of each column beside these codes and scales, (T,)."""
-        return (self.target_sum - self.input_sum @ combine(codes, scales)) / self.row_weight
+        # column by column, so that no bit depends on how many there are
+        means = [self.input_sum @ w for w in np.ascontiguousarray(combine(codes, scales).T)]
+        return (self.target_sum - np.array(means)) / self.row_weight
 
     def best_scales(self, codes: np.ndarray) -> np.ndarray:
         """α* = cᵀb / bᵀHb of each column (BWNH, eq. 6), 0 where bᵀHb is 0; or the fixed scales.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from os import PathLike
 from typing import NamedTuple
@@ -144,10 +144,10 @@ class Solution:
             return parts[0]
         worst = max(parts, key=lambda part: list(Status).index(part.status))
         return cls(
-            codes=np.concatenate([part.codes for part in parts], axis=1),
             **{
-                name: np.concatenate([getattr(part, name) for part in parts])
-                for name in ("scales", "loss", "energy", "lower_bound")
+                name: np.concatenate([getattr(part, name) for part in parts], axis=-1)
+                for name in ("codes", *cls._ARRAYS, *cls._OPTIONAL)
+                if getattr(parts[0], name) is not None
             },
             status=worst.status,
             method=parts[0].method,
@@ -156,6 +156,15 @@ class Solution:
             seed=parts[0].seed,
             wall_time=sum(part.wall_time for part in parts),
         )
+
+    def select(self, columns: slice | np.ndarray) -> Solution:
+        """The solution of some columns only."""
+        kept = {
+            name: getattr(self, name)[..., columns]
+            for name in ("codes", *self._ARRAYS, *self._OPTIONAL)
+            if getattr(self, name) is not None
+        }
+        return replace(self, **kept, history=())
 
     _ARRAYS = ("scales", "loss", "energy", "lower_bound")
     _OPTIONAL = ("intercept",)

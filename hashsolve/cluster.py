@@ -1,0 +1,167 @@
+"""The same sums and solves on many machines, through a dask.distributed Client.
+
+Work is cut as one process would cut it, and put together in the same order, so the results are
+bit-identical to those of one process; a worker that dies has its work done again by another.
+Workers open files themselves: paths must mean the same to all. Needs ``hashsolve[cluster]``.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hashsolve.bounds import COLUMNS, SHARED_ABOVE
+from hashsolve.problem import Problem
+from hashsolve.readers import read_problem
+from hashsolve.solution import Solution
+from hashsolve.solver import solve as solve_here
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+RETRIES = 5
+"""Times that a piece of work may be lost with its worker before the whole is given up."""
+
+
+def connect(address: str, timeout: str = "10s") -> Client:
+    """A client of the scheduler at this address, such as "tcp://10.0.0.1:8786".
+
+    Raises
+    ------
+    ValueError
+        Where dask.distributed is not installed, or nothing answers there.
+    """
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--scheduler: {error}; pip install 'hashsolve[cluster]'") from None
+    try:
+        return Client(address, timeout=timeout, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ValueError(f"--scheduler {address}: no scheduler answers there ({error})") from error
+
+
+def sum_problems(client: Client, sources: Sequence[dict[str, str]], **variant: Any) -> Problem:
+    """The problem over the rows of many files, each summed by the worker that opens it.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    sources : sequence of dict
+        Each the arguments of `hashsolve.readers.read_problem`: ``source``, and ``weights``,
+        ``target``, ``reference`` where that is an array, such as
+        ``{"source": "part0.h5:/X", "weights": "W.npy"}``.
+    **variant
+        ``fixed_scales``, ``scale_group``, ``bases``, ``intercept``, as in `Problem`.
+
+    Returns
+    -------
+    Problem
+        Equal in every bit to ``read_problem(**sources[0]) + read_problem(**sources[1]) + …``.
+
+    Raises
+    ------
+    ValueError
+        Where there are no sources, or one cannot be read; it names the file.
+    """
+    if not sources:
+        raise ValueError("sources: give at least one file")
+    total = functools.reduce(operator.add, _in_order(client, _read, [(s,) for s in sources]))
+    return replace(total, **variant)
+
+
+def solve(
+    client: Client,
+    problems: Iterable[Problem | str | PathLike],
+    method: str = "auto",
+    effort: str = "default",
+    seed: int = 0,
+) -> list[Solution]:
+    """Solve many problems, cut into columns, on the workers.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    problems : iterable of Problem or path
+        Paths are opened by the workers, as ``FILE.h5`` or ``FILE.h5:/group``; problems are sent.
+    method, effort, seed
+        As in `hashsolve.solve`.
+
+    Returns
+    -------
+    list of Solution
+        One a problem; codes, scales, losses and bounds are those of `hashsolve.solve` to the last
+        bit. The history is not kept.
+
+    Raises
+    ------
+    ValueError
+        As `hashsolve.solve`.
+
+    Examples
+    --------
+    >>> import hashsolve as hs
+    >>> from hashsolve import cluster
+    >>> p = hs.Problem([[2.0, 1.0], [1.0, 2.0]], [[3.0], [1.0]], [9.0])
+    >>> from distributed import Client
+    >>> with Client(processes=False, dashboard_address=None) as client:
+    ...     (s,) = cluster.solve(client, [p], "exact")
+    >>> s
+    Solution(exact, S=2, T=1, relative error 0.7037, 1 of 1 proven optimal, OPTIMAL)
+    """
+    problems = list(problems)
+    sizes = list(_in_order(client, _size, [(problem,) for problem in problems]))
+    pieces = [
+        (problem, columns, method, effort, seed)
+        for problem, (inputs, count) in zip(problems, sizes, strict=True)
+        for columns in cuts(inputs, count)
+    ]
+    solved = _in_order(client, _solve_columns, pieces)
+    return [Solution.join([next(solved) for _ in cuts(inputs, count)]) for inputs, count in sizes]
+
+
+def cuts(inputs: int, columns: int) -> list[slice]:
+    """Columns that are solved apart; where all share a bound's diagonal, they stay together."""
+    step = COLUMNS if inputs <= SHARED_ABOVE else columns
+    return [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
+
+
+def _in_order(client: Client, job: Any, arguments: Sequence[tuple]) -> Any:
+    """``job(*a)`` for each, on the workers; results in order, none kept longer than needed."""
+    futures = [client.submit(job, *a, pure=False, retries=RETRIES) for a in arguments]
+    try:
+        while futures:
+            yield futures.pop(0).result()
+    finally:
+        client.cancel(futures)
+
+
+def _read(source: dict[str, str]) -> Problem:
+    return read_problem(**source)
+
+
+def _open(problem: Problem | str | PathLike) -> Problem:
+    return problem if isinstance(problem, Problem) else read_problem(str(problem))
+
+
+def _size(problem: Problem | str | PathLike) -> tuple[int, int]:
+    opened = _open(problem)
+    return opened.inputs, opened.columns
+
+
+def _solve_columns(
+    problem: Problem | str | PathLike, columns: slice, method: str, effort: str, seed: int
+) -> Solution:
+    opened = _open(problem)
+    numbers = np.arange(opened.columns)[columns]
+    company = numbers[:0]
+    if opened.free_scale and not opened.energy[numbers].any():  # alone, they would be no problem
+        company = np.flatnonzero(opened.energy)[:1]
+    part = opened.select(np.concatenate([numbers, company]))
+    return solve_here(part, method, effort, seed, threads=1).select(slice(len(numbers)))

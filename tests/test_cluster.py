@@ -1,0 +1,125 @@
+"""The same sums and solves on workers of their own processes, one of which is killed."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import hashsolve as hs
+from hashsolve.readers import read_problem
+from hashsolve.testing.strategies import make_case
+
+distributed = pytest.importorskip("distributed")
+from hashsolve import cluster  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # distributed's own
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two workers, each a process."""
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
+    with (
+        distributed.LocalCluster(**options, dashboard_address=None) as workers,
+        distributed.Client(workers, set_as_default=False) as made,
+    ):
+        yield made
+
+
+@pytest.fixture
+def parts(tmp_path, rng):
+    """Rows of one layer in five files, and W."""
+    np.save(tmp_path / "W.npy", rng.normal(size=(30, 21)))
+    for i, rows in enumerate((50, 1, 40, 3, 20)):
+        np.save(tmp_path / f"X{i}.npy", rng.normal(size=(30, rows)))
+    return [
+        {"source": str(tmp_path / f"X{i}.npy"), "weights": str(tmp_path / "W.npy")}
+        for i in range(5)
+    ]
+
+
+def same(a, b):
+    """Equal to the last bit, as far as both have it."""
+    for name in ("codes", "scales", "loss", "energy", "lower_bound", "intercept"):
+        one, two = getattr(a, name), getattr(b, name)
+        assert (one is None) == (two is None), name
+        if one is not None:
+            np.testing.assert_array_equal(one, two, err_msg=name)
+    assert (a.status, a.method, a.bound_name) == (b.status, b.method, b.bound_name)
+
+
+def test_sums_of_many_files(client, parts):
+    found = cluster.sum_problems(client, parts)
+    alone = functools.reduce(operator.add, [read_problem(**part) for part in parts])
+    for name in ("gram", "cross", "energy", "input_sum", "target_sum", "rows"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
+    assert cluster.sum_problems(client, parts, bases=2).bases == 2
+
+
+def test_a_file_that_cannot_be_read_is_named(client, parts):
+    with pytest.raises(ValueError, match=r"nowhere.npy: no such file"):
+        cluster.sum_problems(client, [*parts, {"source": "nowhere.npy", "weights": "w"}])
+    with pytest.raises(ValueError, match="give at least one file"):
+        cluster.sum_problems(client, [])
+
+
+@pytest.mark.parametrize("method", ["sign", "dcc", "tabu", "auto"])
+def test_solves_are_those_of_one_process(client, method, tmp_path):
+    problems = [
+        make_case("relu", 1, size=30, columns=21, rows=60).problem,
+        make_case("asymmetric", 2, size=12, columns=3, rows=40).problem,
+        hs.Problem.from_quadratic(np.diag(np.arange(6.0)) - 1, np.arange(60.0).reshape(6, 10)),
+    ]
+    problems[0].save(tmp_path / "p.h5")
+    found = cluster.solve(client, [str(tmp_path / "p.h5"), *problems[1:]], method)
+    for solution, problem in zip(found, problems, strict=True):
+        same(solution, hs.solve(problem, method))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"bases": 2}, {"scale_group": 5}, {"intercept": True}, {"fixed_scales": 0.3}],
+    ids=str,
+)
+def test_variants(client, fields):
+    case = make_case("relu", 3, size=15, columns=10, rows=40)
+    problem = hs.Problem.from_arrays(case.inputs, case.weights, **fields)
+    (found,) = cluster.solve(client, [problem], "dcc")
+    same(found, hs.solve(problem, "dcc"))
+
+
+def test_columns_without_energy(client, rng):
+    weights = np.zeros((6, 20))
+    weights[:, 17] = rng.normal(size=6)
+    problem = hs.Problem.from_arrays(rng.normal(size=(6, 30)), weights)
+    (found,) = cluster.solve(client, [problem], "dcc")
+    same(found, hs.solve(problem, "dcc"))
+
+
+def test_a_worker_that_is_killed(client):
+    """In the middle of its work; another does that again, and not a bit differs."""
+    problem = make_case("relu", 4, size=120, columns=64, rows=200).problem
+    victim = next(iter(client.run(os.getpid).values()))
+
+    def kill():
+        time.sleep(1.0)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    (found,) = cluster.solve(client, [problem], "auto")
+    killer.join()
+    assert victim not in client.run(os.getpid).values()
+    same(found, hs.solve(problem, "auto"))
+
+
+def test_no_scheduler():
+    with pytest.raises(ValueError, match="no scheduler answers there"):
+        cluster.connect("tcp://127.0.0.1:9", timeout="1s")
