@@ -244,6 +244,7 @@ def verify(
 @named("--dtype", DTYPE, "float32", ": of cached activations")
 @click.option("--keep-activations", is_flag=True, help="Keep the cache files.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Keep done layers.")
+@click.option("--dry-run", is_flag=True, help="Only say what each layer needs of disk and memory.")
 @json_option
 def binarize(
     network: str,
@@ -251,6 +252,7 @@ def binarize(
     run_dir: str,
     samples: int | None,
     batch_size: int,
+    dry_run: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -273,6 +275,15 @@ def binarize(
             f"{network}: returned a {type(made).__name__}, which is no hashsolve.Network (a torch "
             "module becomes one by torch_glue.TorchNetwork(model))"
         )
+    if dry_run:
+        from hashsolve.estimate import estimate
+
+        kept = ("propagation", "skip", "dtype", "keep_activations")
+        chosen = {name: options[name] for name in kept}
+        with open_array(calibration) as array:
+            found = estimate(made, Batches(array, batch_size, samples), **chosen)
+        echo_json(found.to_dict()) if as_json else click.echo(str(found))
+        return
     go_on = f"the same command goes on after the layers finished in {run_dir}"
     with open_array(calibration) as array, progress(go_on) as show:
         run = hashsolve.binarize(

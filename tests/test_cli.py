@@ -605,3 +605,11 @@ def test_variants_are_verified_as_their_method_promises(
         found = json.loads(run("inspect", solution, "--json")[1])
         shape = [found[key] for key in ("bases", "inputs", "columns")]
         assert shape == [fields.get("bases", 1), 6, 3]
+
+
+def test_dry_run(run, here, tmp_path):
+    code, out, error = run(*BINARIZE, "--run-dir", tmp_path / "r", "--dry-run", "--skip", "fc")
+    assert (code, error) == (0, "") and "nothing was written" in out and "block.depth" in out
+    assert "fc" not in out and not (tmp_path / "r").exists()
+    found = json.loads(run(*BINARIZE, "--run-dir", tmp_path / "r", "--dry-run", "--json")[1])
+    assert [row["layer"] for row in found["layers"]][-1] == "fc" and found["disk"] > 0

@@ -1,0 +1,142 @@
+"""What a binarisation will need, told before it is begun: rows, disk and memory of each layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hashsolve import checks
+from hashsolve.activations import DTYPES
+from hashsolve.network import Layer, Network, select
+
+MEMORY = 512 * 2**20
+"""Bytes that blocks of rows take on top of the sums, whatever the layer and the data."""
+COLUMNS = ("layer", "shape", "groups", "inputs", "columns", "rows", "activations", "sums", "memory")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What each layer and the whole run need.
+
+    Attributes
+    ----------
+    rows : list of dict
+        One a layer, with the keys `COLUMNS`: ``inputs`` and ``columns`` of a group; ``rows``
+        summed; bytes of the ``activations`` file, of the ``sums`` file that stays, and of ``memory``, at
+        most, beside the network itself.
+    disk : int
+        Bytes on disk at most at one time.
+    memory : int
+        Bytes of memory at most at one time.
+    """
+
+    rows: list[dict[str, Any]]
+    disk: int
+    memory: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"disk": self.disk, "memory": self.memory, "layers": self.rows}
+
+    def __str__(self) -> str:
+        width = max(len(row["layer"]) for row in self.rows)
+        lines = [f"{'layer':<{width}}  {'shape':>16}{'rows':>13}{'activations':>13}{'sums':>10}"]
+        lines[0] += f"{'memory':>10}"
+        for row in self.rows:
+            shape = "x".join(map(str, row["shape"]))
+            sizes = [bytes_text(row[name]) for name in ("activations", "sums", "memory")]
+            lines.append(
+                f"{row['layer']:<{width}}  {shape:>16}{row['rows']:>13,}"
+                f"{sizes[0]:>13}{sizes[1]:>10}{sizes[2]:>10}"
+            )
+        lines.append(
+            f"at most {bytes_text(self.disk)} of disk and {bytes_text(self.memory)} of memory "
+            "beside the network; nothing was written"
+        )
+        return "\n".join(lines)
+
+
+def estimate(
+    network: Network,
+    calibration: Iterable[Any],
+    propagation: str = "asym",
+    *,
+    skip: Iterable[str] = (),
+    dtype: str = "float32",
+    keep_activations: bool = False,
+) -> Estimate:
+    """What `hashsolve.binarize` with these arguments needs, from the shapes of one batch.
+
+    Each layer sees one batch of the full-precision network; nothing is written.
+
+    Parameters
+    ----------
+    network, calibration, propagation, skip, dtype, keep_activations
+        As in `hashsolve.binarize`.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    ValueError
+        As `hashsolve.binarize`, for layers that cannot be used and calibration without batches.
+    """
+    checks.choice(dtype, "dtype", DTYPES)
+    batches = iter(calibration)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("calibration: it holds no batches")
+    layers = select(network.layers(first), skip)
+    share = (_length(first) + sum(map(_length, batches))) / _length(first)
+    rows = []
+    for index, layer in enumerate(layers):
+        maps = np.asarray(network.layer_input(layer.name, first, binarized=False))
+        streams = 2 if propagation == "asym" and index > 0 else 1
+        rows.append(_row(layer, layer.geometry.samples(maps), share, streams, dtype))
+    activations = [row["activations"] for row in rows]
+    disk = sum(activations) if keep_activations else max(activations)
+    disk += sum(row["sums"] for row in rows)
+    return Estimate(rows, disk, max(row["memory"] for row in rows))
+
+
+def _length(batch: Any) -> int:
+    """Samples of a batch, however that holds its inputs."""
+    if isinstance(batch, Mapping):
+        batch = next(iter(batch.values()))
+    elif isinstance(batch, (list, tuple)):
+        batch = batch[0]
+    return len(batch)
+
+
+def _row(layer: Layer, maps: np.ndarray, share: float, streams: int, dtype: str) -> dict[str, Any]:
+    geometry = layer.geometry
+    positions = 1 if geometry.linear else math.prod(geometry.output(maps.shape[2:]))
+    inputs, columns = layer.fan_in, layer.shape[0] // geometry.groups
+    sums = 8 * geometry.groups * (inputs**2 + 2 * inputs * columns)
+    return {
+        "layer": layer.name,
+        "shape": list(layer.shape),
+        "groups": geometry.groups,
+        "inputs": inputs,
+        "columns": columns,
+        "rows": round(len(maps) * share) * positions,
+        "activations": round(maps.size * share) * streams * np.dtype(dtype).itemsize,
+        "sums": sums,
+        "memory": 2 * geometry.groups * 8 * (inputs**2 + inputs * columns) + MEMORY,
+    }
+
+
+def bytes_text(count: float) -> str:
+    """
+    >>> bytes_text(900), bytes_text(3_400_000)
+    ('900 B', '3.4 MB')
+    """
+    power = min(int(math.log10(max(count, 1)) // 3), 4)
+    digits = 0 if power == 0 else 1
+    return f"{count / 1000**power:.{digits}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

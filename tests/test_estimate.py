@@ -1,0 +1,61 @@
+"""What a run is said to need, against what it then took."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+from small_network import calibration, network
+
+import hashsolve as hs
+from hashsolve.estimate import estimate
+
+
+@pytest.mark.parametrize("propagation", ["asym", "symfp", "symqt"])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_the_estimate_is_what_a_run_takes(propagation, dtype, tmp_path):
+    options = {"propagation": propagation, "dtype": dtype, "keep_activations": True}
+    said = estimate(network(), calibration(), **options)
+    run = hs.binarize(network(), calibration(), tmp_path, "dcc", **options)
+    assert [row["layer"] for row in said.rows] == [result.name for result in run.layers]
+    for row, result in zip(said.rows, run.layers, strict=True):
+        assert row["rows"] == result.row["rows"] and row["shape"] == result.row["shape"]
+        with h5py.File(tmp_path / "activations" / f"{result.name}.h5") as file:
+            assert row["activations"] == sum(stream.nbytes for stream in file.values())
+        # and some kilobytes of names and checksums, which weigh in a network as small as this
+        written = (tmp_path / "layers" / f"{result.name}.problem.h5").stat().st_size
+        assert row["sums"] <= written <= row["sums"] + 20_000 * (1 + row["groups"])
+
+
+def test_without_keeping_only_the_largest_is_on_disk():
+    least, most = (
+        estimate(network(), calibration(), keep_activations=kept) for kept in (False, True)
+    )
+    activations = [row["activations"] for row in least.rows]
+    assert most.disk - least.disk == sum(activations) - max(activations)
+
+
+@pytest.mark.parametrize("wrap", [lambda b: {"images": b}, lambda b: (b, np.arange(len(b)))])
+def test_batches_of_other_kinds_are_counted(wrap):
+    net = network()
+
+    class Unwrapping:
+        def __getattr__(self, name):
+            return getattr(net, name)
+
+        def unwrap(self, batch):
+            return batch["images"] if isinstance(batch, dict) else batch[0]
+
+        def layers(self, batch):
+            return net.layers(self.unwrap(batch))
+
+        def layer_input(self, name, batch, *, binarized):
+            return net.layer_input(name, self.unwrap(batch), binarized=binarized)
+
+    found = estimate(Unwrapping(), [wrap(b) for b in calibration()])
+    assert found == estimate(net, calibration())
+
+
+def test_no_batches():
+    with pytest.raises(ValueError, match="calibration: it holds no batches"):
+        estimate(network(), [])
