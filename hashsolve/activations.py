@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -22,6 +23,7 @@ FULL, BINARIZED = "full_precision", "binarized"
 DTYPES = ("float16", "float32", "float64")
 _CHUNK_BYTES = 4 * 2**20
 _SLAB_BYTES = 64 * 2**20
+_SHARD_NUMBERS = 2**27  # of maps that are summed apart
 
 
 def write_activations(
@@ -114,6 +116,14 @@ def open_activations(path: str | PathLike) -> Iterator[dict[str, h5py.Dataset]]:
         yield {stream: file[stream] for stream in file}
 
 
+@contextmanager
+def layer_streams(path: str | PathLike) -> Iterator[tuple[h5py.Dataset, h5py.Dataset | None]]:
+    """The inputs that a layer's sums are over, and those its targets come from, if others."""
+    with open_activations(path) as streams:
+        both = FULL in streams and BINARIZED in streams
+        yield streams[BINARIZED if BINARIZED in streams else FULL], streams[FULL] if both else None
+
+
 def layer_sums(
     inputs: h5py.Dataset | np.ndarray,
     weights: np.ndarray,
@@ -143,8 +153,39 @@ def layer_sums(
     ValueError
         Where shapes do not fit.
     """
-    matrices = group_weights(weights, geometry)
-    size, targets = matrices[0].shape
+    total: list[Sums] = []
+    for samples in shards(inputs.shape):
+        part = shard_sums(inputs, weights, geometry, reference, name, samples)
+        total = add_in_order(total, part)
+    return total
+
+
+def shards(shape: tuple[int, ...]) -> list[slice]:
+    """Maps of this shape (n, …), cut into samples that are summed apart.
+
+    Sums are those of the shards, added in order, wherever each was summed
+    (`hashsolve.cluster`).
+    """
+    step = max(1, _SHARD_NUMBERS // max(1, math.prod(shape[1:])))
+    return [slice(start, min(start + step, shape[0])) for start in range(0, max(shape[0], 1), step)]
+
+
+def add_in_order(total: list[Sums], part: list[Sums]) -> list[Sums]:
+    """A layer's sums, one a group, after another shard; those of the first are taken over."""
+    for a, b in zip(total, part, strict=bool(total)):
+        a.merge(b)
+    return total or part
+
+
+def shard_sums(
+    inputs: h5py.Dataset | np.ndarray,
+    weights: np.ndarray,
+    geometry: Geometry,
+    reference: h5py.Dataset | np.ndarray | None,
+    name: str,
+    samples: slice,
+) -> list[Sums]:
+    """The sums of one of `shards`, as `layer_sums` takes them."""
     if reference is not None and reference.shape != inputs.shape:
         raise ValueError(f"{name}: reference {reference.shape} and inputs {inputs.shape} differ")
     channels = inputs.shape[-1 if geometry.linear else 1]
@@ -153,15 +194,19 @@ def layer_sums(
             f"{name}: maps of {channels} channels do not fit weights {weights.shape} in "
             f"{geometry.groups} groups"
         )
+    matrices = group_weights(weights, geometry)
+    size, targets = matrices[0].shape
     labels = [name if geometry.groups == 1 else f"{name}[group {g}]" for g in range(len(matrices))]
     sums = [Sums(size, 0 if reference is None else targets, label) for label in labels]
     plan = plan_of(geometry, inputs.shape[2:], weights.shape[1], sums[0].energy.size)
     if plan is not None:
-        _sum_by_lags(inputs, reference, matrices, plan, sums)
+        _sum_by_lags(inputs, reference, matrices, plan, sums, samples)
         return sums
-    for samples, lines in geometry.blocks(inputs.shape, block_rows(size)):
-        maps = inputs[samples]
-        reference_maps = None if reference is None else reference[samples]
+    shape = (samples.stop - samples.start, *inputs.shape[1:])
+    for block, lines in geometry.blocks(shape, block_rows(size)):
+        seen = slice(samples.start + block.start, samples.start + block.stop)
+        maps = inputs[seen]
+        reference_maps = None if reference is None else reference[seen]
         for group, (w, total) in enumerate(zip(matrices, sums, strict=True)):
             target = None
             if reference_maps is not None:
@@ -176,6 +221,7 @@ def _sum_by_lags(
     matrices: list[np.ndarray],
     plan: Plan,
     sums: list[Sums],
+    samples: slice,
 ) -> None:
     """Sum without patches, a group at a time per slab of samples."""
     lagged = [
@@ -186,9 +232,10 @@ def _sum_by_lags(
     chunk = plan.samples(channels)
     bytes_each = 8 * chunk * int(np.prod(inputs.shape[1:])) + lagged[0].bytes
     step = chunk * max(1, _SLAB_BYTES // bytes_each)
-    for start in range(0, len(inputs), step):
-        maps = inputs[start : start + step]
-        shown = None if reference is None else reference[start : start + step]
+    for start in range(samples.start, samples.stop, step):
+        slab = slice(start, min(start + step, samples.stop))
+        maps = inputs[slab]
+        shown = None if reference is None else reference[slab]
         for group, part in enumerate(lagged):
             cut = slice(group * channels, (group + 1) * channels)
             part.add(maps[:, cut], None if shown is None else shown[:, cut])

@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,24 @@ def problem_options(command: Callable) -> Callable:
     return command
 
 
+def scheduler_option(command: Callable) -> Callable:
+    """--scheduler, for work on a cluster."""
+    text = "Sum and solve on a dask.distributed cluster."
+    return click.option("--scheduler", metavar="ADDRESS", help=text)(command)
+
+
+@contextmanager
+def connected(scheduler: str | None) -> Iterator[Any]:
+    """A client of that scheduler; None where none is named."""
+    if scheduler is None:
+        yield None
+        return
+    from hashsolve.cluster import connect
+
+    with connect(scheduler) as client:
+        yield client
+
+
 def named(option: str, names: OneOf, default: str | None, what: str = "") -> Callable:
     """An option that takes one of a few names, all told by its help."""
     return click.option(
@@ -115,6 +134,7 @@ def method_options(command: Callable) -> Callable:
 )
 @click.option("-o", "--output", metavar="FILE", help="Write the solution: .h5 or .npz.")
 @click.option("--save-problem", metavar="FILE", help="Write the problem's sums (.h5).")
+@scheduler_option
 @json_option
 def solve(
     problem: str,
@@ -129,6 +149,7 @@ def solve(
     checkpoint: str | None,
     output: str | None,
     save_problem: str | None,
+    scheduler: str | None,
     as_json: bool,
 ) -> None:
     """Solve a hashing problem and say how good the answer is.
@@ -150,6 +171,8 @@ def solve(
     check_output("--checkpoint", checkpoint, (*sources, output, save_problem))
     if checkpoint and method not in ("exact", "auto"):
         raise ValueError("--checkpoint: only --method exact searches long enough to keep one")
+    if scheduler and (checkpoint or time_limit or threads):
+        raise ValueError("--scheduler: not with --checkpoint, --time-limit or --threads")
     p = read_problem(problem, weights, target, reference)
     if save_problem:
         p.save(save_problem)
@@ -159,11 +182,16 @@ def solve(
         else "no solution was written; --time-limit SECONDS ends with the best so far, "
         "--method exact --checkpoint FILE keeps the search"
     )
-    with progress(go_on) as show:
+    with progress(go_on) as show, connected(scheduler) as client:
         show("", 0, 0, f"solving {p!r}")
-        s = hashsolve.solve(
-            p, method, effort, seed, time_limit, threads=threads, checkpoint=checkpoint
-        )
+        if client is not None:
+            from hashsolve import cluster
+
+            (s,) = cluster.solve(client, [p], method, effort, seed)
+        else:
+            s = hashsolve.solve(
+                p, method, effort, seed, time_limit, threads=threads, checkpoint=checkpoint
+            )
     if output:
         write_solution(s, output)
     if as_json:
@@ -244,6 +272,7 @@ def verify(
 @named("--dtype", DTYPE, "float32", ": of cached activations")
 @click.option("--keep-activations", is_flag=True, help="Keep the cache files.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Keep done layers.")
+@scheduler_option
 @click.option("--dry-run", is_flag=True, help="Only say what each layer needs of disk and memory.")
 @json_option
 def binarize(
@@ -253,6 +282,7 @@ def binarize(
     samples: int | None,
     batch_size: int,
     dry_run: bool,
+    scheduler: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -286,9 +316,11 @@ def binarize(
         return
     go_on = f"the same command goes on after the layers finished in {run_dir}"
     with open_array(calibration) as array, progress(go_on) as show:
-        run = hashsolve.binarize(
-            made, Batches(array, batch_size, samples), run_dir, progress=show, **options
-        )
+        batches = Batches(array, batch_size, samples)
+        with connected(scheduler) as client:
+            run = hashsolve.binarize(
+                made, batches, run_dir, client=client, progress=show, **options
+            )
     if as_json:
         echo_json(run.report.to_dict())
     else:

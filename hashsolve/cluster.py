@@ -12,15 +12,19 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hashsolve.activations import add_in_order, layer_streams, shard_sums, shards
 from hashsolve.bounds import COLUMNS, SHARED_ABOVE
+from hashsolve.geometry import Geometry
 from hashsolve.problem import Problem
 from hashsolve.readers import read_problem
 from hashsolve.solution import Solution
 from hashsolve.solver import solve as solve_here
+from hashsolve.sums import Sums
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -74,6 +78,40 @@ def sum_problems(client: Client, sources: Sequence[dict[str, str]], **variant: A
         raise ValueError("sources: give at least one file")
     total = functools.reduce(operator.add, _in_order(client, _read, [(s,) for s in sources]))
     return replace(total, **variant)
+
+
+def layer_sums(
+    client: Client,
+    path: str | PathLike,
+    weights: np.ndarray,
+    geometry: Geometry,
+    name: str = "layer",
+) -> list[Sums]:
+    """The sums of one layer over a cache file, cut into shards of samples, on the workers.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    path : path
+        A file of `hashsolve.activations.write_activations`, which the workers open.
+    weights, geometry, name
+        As in `hashsolve.activations.layer_sums`.
+
+    Returns
+    -------
+    list of Sums
+        One a group; equal in every bit to `hashsolve.activations.layer_sums` on that file.
+
+    Raises
+    ------
+    ValueError
+        As that; and where a worker cannot open the file.
+    """
+    with layer_streams(path) as (inputs, _):
+        pieces = shards(inputs.shape)
+    place = str(Path(path).absolute())
+    parts = _in_order(client, _sum_shard, [(place, weights, geometry, name, p) for p in pieces])
+    return functools.reduce(add_in_order, parts)
 
 
 def solve(
@@ -140,6 +178,13 @@ def _in_order(client: Client, job: Any, arguments: Sequence[tuple]) -> Any:
             yield futures.pop(0).result()
     finally:
         client.cancel(futures)
+
+
+def _sum_shard(
+    path: str, weights: np.ndarray, geometry: Geometry, name: str, samples: slice
+) -> list[Sums]:
+    with layer_streams(path) as (inputs, reference):
+        return shard_sums(inputs, weights, geometry, reference, name, samples)
 
 
 def _read(source: dict[str, str]) -> Problem:

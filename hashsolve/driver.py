@@ -21,8 +21,8 @@ from hashsolve.activations import (
     DTYPES,
     FULL,
     group_weights,
+    layer_streams,
     layer_sums,
-    open_activations,
     write_activations,
 )
 from hashsolve.control import EFFORTS
@@ -112,6 +112,7 @@ def binarize(
     seed: int = 0,
     dtype: str = "float32",
     keep_activations: bool = False,
+    client: Any = None,
     progress: Callable[[str, int, int, str], Any] | None = None,
 ) -> Run:
     """Binarise a network layer by layer: extract activations, sum, solve, write back.
@@ -138,6 +139,9 @@ def binarize(
         Storage of the cached activations. Sums are float64.
     keep_activations : bool
         Keep each layer's cache file in ``run_dir/activations``.
+    client : distributed.Client, optional
+        Sum and solve on its workers (`hashsolve.cluster`), which must see ``run_dir``; not a bit
+        differs.
     progress : callable, optional
         Called with (layer, index, count, what is being done).
 
@@ -198,7 +202,15 @@ def binarize(
         folder.begin(fingerprints, settings, resume)
         try:
             for result in _layer_results(
-                network, calibration, layers, folder, data, settings, keep_activations, progress
+                network,
+                calibration,
+                layers,
+                folder,
+                data,
+                settings,
+                keep_activations,
+                client,
+                progress,
             ):
                 results.append(result)  # before the write: what it may leave half done is restored
                 network.write(result.name, result.weight)
@@ -222,6 +234,7 @@ def _layer_results(
     data: str,
     settings: dict[str, Any],
     keep_activations: bool,
+    client: Any,
     progress: Callable[[str, int, int, str], Any] | None,
 ) -> Iterator[LayerResult]:
     """Each layer, done or taken up; it must be written into the network before the next."""
@@ -234,7 +247,7 @@ def _layer_results(
                 logger.warning("%s; layer %s is done again", found, layer.name)
             maps = _batches(network, calibration, data, layer, settings["propagation"], index > 0)
             result = _do_layer(
-                network, maps, layer, folder, settings, prefix, keep_activations, say
+                network, maps, layer, folder, settings, prefix, keep_activations, client, say
             )
         else:
             say("resumed")
@@ -290,6 +303,7 @@ def _do_layer(
     settings: dict[str, Any],
     prefix: str,
     keep_activations: bool,
+    client: Any,
     say: Callable[[str], Any],
 ) -> LayerResult:
     """Extract, sum, solve and save one layer."""
@@ -299,10 +313,13 @@ def _do_layer(
     write_activations(cache, maps, layer.geometry, settings["dtype"], layer.name)
     say("summing")
     full_weight = network.weight(layer.name)
-    with open_activations(cache) as streams:
-        inputs = streams[BINARIZED if BINARIZED in streams else FULL]
-        reference = streams[FULL] if len(streams) == 2 else None
-        sums = layer_sums(inputs, full_weight, layer.geometry, reference, layer.name)
+    if client is None:
+        with layer_streams(cache) as (inputs, reference):
+            sums = layer_sums(inputs, full_weight, layer.geometry, reference, layer.name)
+    else:
+        from hashsolve import cluster
+
+        sums = cluster.layer_sums(client, cache, full_weight, layer.geometry, layer.name)
     if not keep_activations:
         cache.unlink()
     say("solving")
@@ -314,8 +331,14 @@ def _do_layer(
             "with other data, or add it to skip"
         )
     method, effort, seed = (settings[key] for key in ("method", "effort", "seed"))
+    places = folder.save_problems(layer.name, problems)
+    live = [problem for problem in problems if problem is not None]
+    if client is None:
+        solved = iter([solve(problem, method, effort, seed) for problem in live])
+    else:
+        solved = iter(cluster.solve(client, places, method, effort, seed))
     parts = [
-        _without_data(total, w) if problem is None else solve(problem, method, effort, seed)
+        _without_data(total, w) if problem is None else next(solved)
         for problem, total, w in zip(problems, sums, weights, strict=True)
     ]
     solution = Solution.join(parts)
@@ -326,7 +349,7 @@ def _do_layer(
             if method != "sign":
                 _not_worse_than_sign(problem, part)
     row = _row(layer, sums[0].rows, solution, sign_loss, weights, time.perf_counter() - begun)
-    folder.save_layer(layer.name, problems, solution, {"prefix": prefix, "row": row})
+    folder.save_solution(layer.name, solution, {"prefix": prefix, "row": row})
     return LayerResult(layer, solution, row)
 
 

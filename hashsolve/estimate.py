@@ -26,8 +26,8 @@ class Estimate:
     ----------
     rows : list of dict
         One a layer, with the keys `COLUMNS`: ``inputs`` and ``columns`` of a group; ``rows``
-        summed; bytes of the ``activations`` file, of the ``sums`` file that stays, and of ``memory``, at
-        most, beside the network itself.
+        summed; bytes of the ``activations`` file, of the ``sums`` file that stays, and at most of
+        ``memory``, beside the network itself.
     disk : int
         Bytes on disk at most at one time.
     memory : int

@@ -129,15 +129,20 @@ class RunFolder:
         """Where a layer's cached activations are, while they are."""
         return self.activations / f"{_safe(layer)}.h5"
 
-    def save_layer(
-        self, layer: str, problems: list[Problem | None], solution: Solution, extra: dict[str, Any]
-    ) -> None:
-        """Write a finished layer: its problems, then its solution, which makes it count."""
-        with write_h5(self.problem_path(layer)) as file:
+    def save_problems(self, layer: str, problems: list[Problem | None]) -> list[str]:
+        """Write a layer's problems, one a group; where each that there is can be read."""
+        path = self.problem_path(layer).absolute()
+        places = []
+        with write_h5(path) as file:
             for group, problem in enumerate(problems):
                 if problem is not None:
-                    node = file if len(problems) == 1 else file.create_group(f"group{group}")
-                    problem.write(node)
+                    inside = "" if len(problems) == 1 else f"group{group}"
+                    problem.write(file.create_group(inside) if inside else file)
+                    places.append(f"{path}:/{inside}" if inside else str(path))
+        return places
+
+    def save_solution(self, layer: str, solution: Solution, extra: dict[str, Any]) -> None:
+        """Write the solution of a layer whose problems are written; that makes it count."""
         path = self.solution_path(layer)
         with write_h5(path) as file:
             solution.write(file)

@@ -116,6 +116,13 @@ class Sums:
         self.rows += rows
         self.row_weight += float(rows)
 
+    def merge(self, other: Sums) -> None:
+        """Add the sums of other rows."""
+        other._flush()
+        self.add_sums(other.rows, other._upper, other.input_sum, other.input_peak)
+        self.row_weight += other.row_weight - other.rows
+        self.add_target_sums(other.cross, other.energy, other.target_sum, other.target_peak)
+
     def add_target_sums(
         self, cross: np.ndarray, energy: np.ndarray, target_sum: np.ndarray, peak: np.ndarray
     ) -> None:

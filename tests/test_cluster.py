@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import operator
 import os
 import signal
@@ -11,8 +12,10 @@ import time
 
 import numpy as np
 import pytest
+from small_network import calibration, network
 
 import hashsolve as hs
+from hashsolve import activations, cli
 from hashsolve.readers import read_problem
 from hashsolve.testing.strategies import make_case
 
@@ -123,3 +126,26 @@ def test_a_worker_that_is_killed(client):
 def test_no_scheduler():
     with pytest.raises(ValueError, match="no scheduler answers there"):
         cluster.connect("tcp://127.0.0.1:9", timeout="1s")
+
+
+def test_binarize(client, tmp_path, monkeypatch):
+    """A whole run: its sums in shards on the workers, its solves too."""
+    monkeypatch.setattr(activations, "_SHARD_NUMBERS", 200)
+    runs = [
+        hs.binarize(network(), calibration(), tmp_path / str(i), client=c)
+        for i, c in enumerate([None, client])
+    ]
+    for alone, spread in zip(*(run.layers for run in runs), strict=True):
+        same(alone.solution, spread.solution)
+
+
+def test_scheduler(client, tmp_path, capsys):
+    make_case("relu", 1, size=12, columns=9, rows=60).problem.save(tmp_path / "p.h5")
+    shas = []
+    for options in ([], ["--scheduler", client.scheduler.address]):
+        assert cli.main(["solve", str(tmp_path / "p.h5"), "--json", *options]) == 0
+        shas.append(json.loads(capsys.readouterr().out)["codes_sha256"])
+    assert shas[0] == shas[1]
+    options = ["--scheduler", client.scheduler.address, "--threads", "2"]
+    assert cli.main(["solve", str(tmp_path / "p.h5"), *options]) == 2
+    assert "--scheduler: not with" in capsys.readouterr().err
