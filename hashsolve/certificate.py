@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Certificate:
         Whether the bound proves the column optimal.
     violations : list of str
         What fails, and where; empty where the solution passes.
+    unconfirmed : list of int
+        Columns whose claimed bound is above the one proven here, and not refuted.
     """
 
     require: str
@@ -48,6 +50,7 @@ class Certificate:
     level: list[str]
     optimal: list[bool]
     violations: list[str]
+    unconfirmed: list[int] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -74,6 +77,11 @@ class Certificate:
                 "  columns by level: "
                 + ", ".join(f"{self.level.count(level)} {level}" for level in LEVELS),
             ]
+        if self.unconfirmed:
+            lines.append(
+                f"  {len(self.unconfirmed)} columns claim higher bounds than are proven here; a "
+                "search found no codes below them (require='optimal' proves more)"
+            )
         lines += [f"  - {violation}" for violation in self.violations[:shown]]
         if len(self.violations) > shown:
             lines.append(f"  … and {len(self.violations) - shown} more")
@@ -87,6 +95,8 @@ def verify(
     *,
     require: str | None = None,
     claimed_loss: Any = None,
+    claimed_bound: Any = None,
+    intercept: Any = None,
 ) -> Certificate:
     """Check codes and scales against a problem, trusting nothing about how they were made.
 
@@ -102,6 +112,11 @@ def verify(
         valid. "optimal" may take long: columns that no bound settles are searched exactly.
     claimed_loss : array (T,), optional
         The loss to compare with the recomputed one.
+    claimed_bound : array (T,), optional
+        A bound that others proved. Where it is above the one proven here, codes below it are
+        looked for.
+    intercept : array (T,), optional
+        The constants beside the codes, where the problem asks for them.
 
     Returns
     -------
@@ -128,19 +143,18 @@ def verify(
     codes = np.asarray(codes).astype(np.int8)
     scales = np.asarray(scales, dtype=float)
     centring = problem.centring_error(combine(codes, scales))
+    violations += _intercept(problem, codes, scales, intercept)
     problem = problem.centred()
     energy = problem.energy
     loss = reference.loss(problem, codes, scales)
     unit = np.maximum(energy, np.abs(loss))
     tolerance = TOLERANCE * unit
     # large scales on codes that all but cancel: then the rounding of the sums themselves shows
-    size = np.sqrt(np.abs(np.diagonal(problem.gram))) @ np.abs(combine(codes, scales))
-    slack = tolerance + (1e-13 * size**2 if problem.free_scale else 0.0)
+    magnitude = np.abs(combine(codes, scales))
+    size = np.einsum("st,st->t", magnitude, np.abs(problem.gram) @ magnitude)
+    slack = tolerance + 1e-13 * size + centring
     if claimed_loss is not None:
-        claimed = np.asarray(claimed_loss, dtype=float)
-        if claimed.shape != loss.shape:
-            violations.append(f"claimed loss: must have shape {loss.shape}, got {claimed.shape}")
-            claimed = loss
+        claimed = _claim(claimed_loss, loss, "claimed loss", violations)
         for t in np.flatnonzero(~(np.abs(claimed - loss) <= slack)):
             violations.append(f"column {t}: claims loss {claimed[t]:.9g}, has {loss[t]:.9g}")
     if problem.free_scale:
@@ -153,6 +167,11 @@ def verify(
         bound = np.maximum(bound, 0.0)
     for t in np.flatnonzero(loss < bound - slack):
         violations.append(f"column {t}: loss {loss[t]:.9g} is below the bound {bound[t]:.9g}")
+    unconfirmed = []
+    if claimed_bound is not None:
+        claimed = _claim(claimed_bound, bound, "claimed bound", violations)
+        unconfirmed = [int(t) for t in np.flatnonzero(~(claimed <= bound + slack))]
+        violations += _refuted(problem, codes, loss, slack, claimed, unconfirmed)
     wanted = LEVELS.index(require)
     level = []
     levels = local_levels(problem, codes, scales, loss, tolerance, require)
@@ -176,7 +195,59 @@ def verify(
         level=level,
         optimal=(loss - bound <= tolerance).tolist(),
         violations=violations,
+        unconfirmed=unconfirmed,
     )
+
+
+def _claim(value: Any, like: np.ndarray, name: str, violations: list[str]) -> np.ndarray:
+    """A claimed array; ``like`` itself, and a violation, where it has another shape."""
+    claimed = np.asarray(value, dtype=float)
+    if claimed.shape == like.shape:
+        return claimed
+    violations.append(f"{name}: must have shape {like.shape}, got {claimed.shape}")
+    return like
+
+
+def _intercept(
+    problem: Problem, codes: np.ndarray, scales: np.ndarray, intercept: Any
+) -> list[str]:
+    """Where given constants are not the best."""
+    if intercept is None:
+        return []
+    if not problem.intercept:
+        return ["intercept: the problem asks for none"]
+    best, found = problem.intercepts(codes, scales), []
+    claimed = _claim(intercept, best, "intercept", found)
+    # its own share of the loss, N·(difference)², against the energy
+    excess = problem.row_weight * (claimed - best) ** 2
+    limit = TOLERANCE * problem.energy + problem.centring_error(combine(codes, scales))
+    return found + [
+        f"column {t}: intercept {claimed[t]:.6g} is not the best, which is {best[t]:.6g}"
+        for t in np.flatnonzero(~(excess <= limit))
+    ]
+
+
+def _refuted(
+    problem: Problem,
+    codes: np.ndarray,
+    loss: np.ndarray,
+    slack: np.ndarray,
+    claimed: np.ndarray,
+    columns: list[int],
+) -> list[str]:
+    """Claimed bounds that are above a loss, these codes' or one that a short search finds."""
+    if not columns:
+        return []
+    best = loss[columns]
+    if problem.select(columns).energy.any() or not problem.free_scale:
+        found = solve(problem.select(columns), "auto", "fast", init=codes[..., columns])
+        best = np.minimum(best, found.loss)
+    return [
+        f"column {t}: claims that nothing loses less than {claimed[t]:.9g}, but codes that lose "
+        f"{reached:.9g} exist"
+        for t, reached in zip(columns, best, strict=True)
+        if not claimed[t] <= reached + slack[t]
+    ]
 
 
 def _bounds(problem: Problem) -> tuple[np.ndarray, str]:

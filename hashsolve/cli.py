@@ -245,13 +245,24 @@ def verify(
     from hashsolve.readers import read_codes, read_problem
 
     p = read_problem(problem, weights, target, reference)
-    codes, scales, loss, method = read_codes(solution)
+    claims = read_codes(solution)
     if require is None:
-        levels = (METHODS[method].promise if method in METHODS else "optimal", highest_local(p))
+        levels = (
+            METHODS[claims.method].promise if claims.method in METHODS else "optimal",
+            highest_local(p),
+        )
         require = min(levels, key=LEVELS.index)
     with progress("nothing was written; start it again") as show:
         show("", 0, 0, f"verifying {p!r}")
-        certificate = hashsolve.verify(p, codes, scales, require=require, claimed_loss=loss)
+        certificate = hashsolve.verify(
+            p,
+            claims.codes,
+            claims.scales,
+            require=require,
+            claimed_loss=claims.loss,
+            claimed_bound=claims.lower_bound,
+            intercept=claims.intercept,
+        )
     if as_json:
         echo_json(certificate.to_dict())
     else:

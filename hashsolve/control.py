@@ -47,10 +47,11 @@ class Control:
         self._halted = threading.Event()  # shared with the controls of solves within this one
         self._pool: ThreadPoolExecutor | None = None
 
-    def again(self, threads: int | None = None) -> Control:
+    def again(self, threads: int | None = None, effort: str | None = None) -> Control:
         """A control for a solve within this one: its own history, the same limits."""
         inner = copy.copy(self)
         inner.history = []
+        inner.effort = effort or self.effort
         inner.threads = threads or self.threads
         return inner
 
@@ -130,6 +131,8 @@ class Control:
 
     def record(self, instance: Instance, loss: np.ndarray, flips: int) -> Status | None:
         """Note a step (``loss`` (T,) in the instance's units); say whether to stop, and why."""
+        if instance.free:
+            loss = np.maximum(loss, 0.0)  # below it is rounding
         return self.note(float((loss * instance.loss_unit * instance.loss_unit).sum()), flips)
 
     def note(self, loss: float, flips: int) -> Status | None:

@@ -28,6 +28,8 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         return _run_folder(path)
+    if path.name in ("manifest.json", "report.json") and (path.parent / "manifest.json").exists():
+        return _run_folder(path.parent)
     split(str(path))  # a ValueError where it is not there
     if path.suffix in (".npy", ".npz"):
         return {"kind": "arrays", **describe_arrays(path)}
@@ -77,6 +79,9 @@ def _problem(problem: Problem) -> dict[str, Any]:
         "columns": problem.columns,
         "rows": problem.rows,
         "scales": "free" if problem.free_scale else "fixed",
+        "scale_group": problem.scale_group,
+        "bases": problem.bases,
+        "intercept": problem.intercept,
         "weights": problem.weights is not None,
         "energy": float(problem.energy.sum()),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -84,6 +84,12 @@ class Instance:
             scale_unit=scale_unit,
             loss_unit=target_unit,
         )
+
+    def column(self, t: int) -> Instance:
+        """One column of it."""
+        names = ("cross", "energy", "known_weights", "known_magnitude", "scale_unit", "loss_unit")
+        rows = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: v[t : t + 1] for name, v in rows.items() if v is not None})
 
     @cached_property
     def smallest_eigenvalue(self) -> float:

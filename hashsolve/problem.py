@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 
 from hashsolve import checks
-from hashsolve.files import attribute, open_h5, write_attributes, write_h5
+from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
 from hashsolve.packing import combine
 from hashsolve.sums import Sums, in_range, sum_arrays
 from hashsolve.threads import one_blas_thread, product
-from hashsolve.validation import validated
+from hashsolve.validation import CONSTANT, validated
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,15 +241,14 @@ class Problem:
         if not self.intercept:
             return self
         mean = self.input_sum / self.row_weight
-        gram = self.gram - np.outer(mean, self.input_sum)
+        gram = self.gram - np.outer(self.input_sum, self.input_sum) / self.row_weight
         cross = self.cross - np.outer(mean, self.target_sum)
         energy = self.energy - self.target_sum**2 / self.row_weight
         # inputs and targets that are constant leave rounding: that is zero
-        rounding = 32 * np.finfo(float).eps
         size = np.abs(np.diagonal(self.gram))
-        constant = (size > 0) & (np.abs(np.diagonal(gram)) <= rounding * size)
+        constant = (size > 0) & (np.abs(np.diagonal(gram)) <= CONSTANT * size)
         gram[constant] = gram[:, constant] = cross[constant] = 0.0
-        flat = energy <= rounding * self.energy
+        flat = energy <= CONSTANT * self.energy
         energy[flat] = 0.0
         if self.free_scale:
             cross[:, flat] = 0.0
@@ -365,6 +364,11 @@ class Problem:
             value = getattr(self, field)
             if value is not None:
                 group.create_dataset(field, data=value, fletcher32=True)
+        write_attributes(group, {"sha256": self._fingerprint()})
+
+    def _fingerprint(self) -> str:
+        """Of all that a file holds."""
+        return digest(*(getattr(self, f) for f in (*self._ARRAYS, *self._NUMBERS)))
 
     def save(self, path: str | PathLike) -> None:
         """Write the problem to an HDF5 file; the file appears whole or not at all."""
@@ -403,4 +407,8 @@ class Problem:
                 name = attribute(node, "name")
             except KeyError:  # others may write none, or one of variable length
                 name = group.strip("/") or "problem"
-            return cls(**known, name=name)
+            problem = cls(**known, name=name)
+            # those that others write have none
+            if "sha256" in node.attrs and attribute(node, "sha256") != problem._fingerprint():
+                raise ValueError(f"{path}: damaged: its contents do not match its SHA-256")
+            return problem

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -125,8 +125,19 @@ def problem_groups(file: h5py.File) -> list[str]:
     return sorted(found)
 
 
-def read_codes(source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
-    """Codes, scales, the loss they claim and the method that made them, where known.
+class Claims(NamedTuple):
+    """Codes and scales, and what is claimed of them, as far as it is."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    loss: np.ndarray | None = None
+    lower_bound: np.ndarray | None = None
+    intercept: np.ndarray | None = None
+    method: str = ""
+
+
+def read_codes(source: str) -> Claims:
+    """A solution, whoever made it.
 
     Parameters
     ----------
@@ -136,12 +147,12 @@ def read_codes(source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, 
     path, _ = split(source)
     if path.suffix == ".npz":
         with _npz(path) as arrays:
-            codes, scales = (_member(arrays, name, source) for name in ("codes", "scales"))
-            loss = _member(arrays, "loss", source) if "loss" in arrays else None
-            method = str(_member(arrays, "method", source)) if "method" in arrays else ""
-            return codes, scales, loss, method
+            wanted = ("codes", "scales")
+            known = [name for name in Claims._fields if name in arrays or name in wanted]
+            claims = Claims(**{name: _member(arrays, name, source) for name in known})
+            return claims._replace(method=str(claims.method))
     solution = Solution.load(path)
-    return solution.codes, solution.scales, solution.loss, solution.method
+    return Claims(*(getattr(solution, name) for name in Claims._fields))
 
 
 def write_solution(solution: Solution, target: str) -> None:

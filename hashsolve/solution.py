@@ -27,6 +27,10 @@ class Status(Enum):
     SWEEP_LIMIT = (
         "stopped at the effort's sweep limit before a fixpoint; use a higher effort to go on"
     )
+    UNPROVABLE = (
+        "no search can prove the rest: codes can all but cancel on these inputs, so that nothing "
+        "limits the scale; take more rows, or rows that differ more"
+    )
     NODE_LIMIT = (
         "stopped at the effort's node budget with some columns unproven; the bounds hold, a higher "
         "effort goes on"

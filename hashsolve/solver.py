@@ -112,11 +112,21 @@ def solve(
             solution = _solve(method, plain, start, control)
     if problem.intercept:
         # energies stay those about the mean, which optimality and errors are judged by
-        bound = solution.lower_bound - problem.centring_error(solution.weight)
+        noise = problem.centring_error(solution.weight)
+        loss, bound = solution.loss, solution.lower_bound - noise
+        if problem.free_scale:
+            loss = np.where((loss < 0) & (loss >= -noise), 0.0, loss)
+            bound = np.maximum(bound, 0.0)
+        bound = np.minimum(bound, loss)
+        status = solution.status
+        if status is Status.OPTIMAL and not proven(loss, bound, solution.energy).all():
+            status = Status.DONE
         solution = replace(
             solution,
             intercept=problem.intercepts(solution.codes, solution.scales),
-            lower_bound=np.maximum(bound, 0.0) if problem.free_scale else bound,
+            loss=loss,
+            lower_bound=bound,
+            status=status,
         )
     elapsed = time.perf_counter() - begun
     return replace(solution, method=method, seed=seed, wall_time=elapsed)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hashsolve.problem import Problem
 
 Fields = dict[str, Any]
+CONSTANT = 32 * np.finfo(float).eps
+"""Share of a sum of squares that is rounding where the mean accounts for the rest."""
 
 
 def validated(problem: Problem) -> Fields:
@@ -32,7 +34,11 @@ def validated(problem: Problem) -> Fields:
         _check_sums(fields["gram"], fields["cross"], fields["energy"], problem.name)
     elif not (fields["fixed_scales"] > 0).all():
         raise ValueError(f"{at}fixed_scales: every scale must be > 0")
+    else:
+        _check_range(fields, at)
     fields |= _variant(problem, len(fields["gram"]), at)
+    if problem.intercept and problem.fixed_scales is None:
+        _check_spread(problem, fields, at)
     for name, value in fields.items():
         if isinstance(value, np.ndarray) and value.flags.writeable:
             fields[name] = value.copy()  # it may be the caller's, to change later
@@ -115,10 +121,40 @@ def _check_sums(gram: np.ndarray, cross: np.ndarray, energy: np.ndarray, name: s
     in_range("gram", name, 1.0, float(diagonal.max()))
 
 
+def _check_range(fields: Fields, at: str) -> None:
+    """Refuse a quadratic programme whose loss could overflow."""
+    scale = fields["fixed_scales"].max()
+    with np.errstate(over="ignore"):
+        size = scale * scale * np.abs(fields["gram"]).sum() + np.abs(fields["energy"]).max()
+        size += 2 * scale * np.abs(fields["cross"]).sum(axis=0).max()
+    if not size < 1e300:
+        raise ValueError(
+            f"{at}gram, cross: the loss can reach {size:.3g}, which leaves the range of float64; "
+            "divide both by a power of two"
+        )
+
+
+def _check_spread(problem: Problem, fields: Fields, at: str) -> None:
+    """Refuse an intercept beside inputs, or targets, that it alone accounts for."""
+    weight = fields["row_weight"]
+    for name, squares, total in (
+        ("inputs", np.diagonal(fields["gram"]), fields["input_sum"]),
+        ("targets", fields["energy"], fields["target_sum"]),
+    ):
+        if (squares - total**2 / weight <= CONSTANT * np.abs(squares)).all():
+            raise ValueError(
+                f"{at}intercept: the {name} are constant on all rows, so that a constant is all "
+                "there is to find"
+            )
+
+
 def _variant(problem: Problem, inputs: int, at: str) -> Fields:
+    if problem.intercept not in (True, False):
+        raise ValueError(f"{at}intercept: must be True or False, got {problem.intercept!r}")
     if problem.intercept and (problem.input_sum is None or problem.target_sum is None):
         raise ValueError(f"{at}intercept: needs input_sum and target_sum")
     fields: Fields = {"bases": checks.whole(problem.bases, at + "bases", 1)}
+    fields["intercept"] = bool(problem.intercept)
     if problem.scale_group is not None:
         group = checks.whole(problem.scale_group, at + "scale_group", 1)
         if inputs % group:

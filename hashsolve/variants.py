@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import linalg
 
-from hashsolve.control import Control
+from hashsolve.control import EFFORTS, Control
 from hashsolve.instance import Instance, signs
 from hashsolve.kernels.group_dcc import group_dcc_sweep
 from hashsolve.packing import combine
@@ -21,7 +21,7 @@ _SETTLED = 1e-9  # share of the loss by which a round must lower it
 PlainSolve = Callable[[str, Problem, np.ndarray | None, Control], Solution]
 """Solves a plain problem by a method, from start codes (S, T)."""
 
-CONTAINED = {"auto": ("dcc", "one_flip")}
+CONTAINED = {"auto": ("dcc", "one_flip", "babai")}
 """Methods whose alternation runs too, so that the one that contains them ends no worse."""
 
 
@@ -29,6 +29,9 @@ def solve_variant(
     problem: Problem, method: str, start: np.ndarray | None, solve: PlainSolve, control: Control
 ) -> Solution:
     """Solve a problem with bases or group scales; of each column, the best that was found.
+
+    The greedy first round of bases may end worse for a better method, or more effort. So what
+    contained methods and lesser efforts find is always a candidate, and a descent from `sign`.
 
     Parameters
     ----------
@@ -40,13 +43,20 @@ def solve_variant(
     control : Control
     """
     alternate = solve_bases if problem.bases > 1 else solve_groups
-    best = None
-    for name in (*CONTAINED.get(method, ()), method):
-        found = alternate(problem, name, start, solve, control)
-        best = found if best is None else _better(best, found)
-        if control.stop:
-            return replace(best, status=control.stop)
-    return best
+    if method == "sign":
+        return alternate(problem, method, start, solve, control)
+    signs_alone = alternate(problem, "sign", start, solve, control.again())
+    if control.stop:
+        return signs_alone
+    best = alternate(problem, "dcc", signs_alone.codes, solve, control.again())
+    for effort in EFFORTS[: EFFORTS.index(control.effort) + 1]:
+        for name in dict.fromkeys((*CONTAINED.get(method, ("dcc",)), method)):
+            if control.stop:
+                return replace(best, status=control.stop)
+            best = _better(
+                best, alternate(problem, name, start, solve, control.again(effort=effort))
+            )
+    return replace(best, status=control.stop or best.status)
 
 
 def _better(a: Solution, b: Solution) -> Solution:
@@ -75,7 +85,7 @@ def solve_bases(
     scales = np.zeros((count, problem.columns))
     if start is not None:
         scales = _joint_scales(plain, codes)
-    history = [Sweep(float(problem.energy.sum()), 0)]
+    history = [] if method == "sign" else [Sweep(float(problem.energy.sum()), 0)]
     status = Status.SWEEP_LIMIT
     for done in range(_ROUNDS):
         before = codes.copy()
@@ -83,7 +93,7 @@ def solve_bases(
             rest = combine(codes, np.where(np.arange(count)[:, None] == m, 0.0, scales))
             left = _residual(plain, rest, codes[m] * scales[m])
             fresh = start is None and done == 0
-            if left is None or (control.stop and not fresh):
+            if left is None or control.stop:
                 continue
             part = solve(method, left, None if fresh else codes[m], control.again())
             codes[m], scales[m] = part.codes, part.scales

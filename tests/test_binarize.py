@@ -402,8 +402,7 @@ def test_a_layer_done_anew_makes_later_ones_be_done_anew(tmp_path, caplog):
     path = folder.solution_path("stem.conv")
     s, (_, extra) = hs.Solution.load(path), folder.load_layer("stem.conv", "")
     other = hs.Solution(-s.codes, s.scales, s.loss, s.energy, s.lower_bound, history=s.history)
-    p = hs.Problem.load(folder.problem_path("stem.conv"))
-    folder.save_layer("stem.conv", [p], other, extra)
+    folder.save_solution("stem.conv", other, extra)
     with caplog.at_level(logging.WARNING, logger="hashsolve"):
         hs.binarize(network(), calibration(), tmp_path / "run", method="sign")
     assert len(caplog.messages) == 4

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -613,3 +614,27 @@ def test_dry_run(run, here, tmp_path):
     assert "fc" not in out and not (tmp_path / "r").exists()
     found = json.loads(run(*BINARIZE, "--run-dir", tmp_path / "r", "--dry-run", "--json")[1])
     assert [row["layer"] for row in found["layers"]][-1] == "fc" and found["disk"] > 0
+
+
+def test_a_solution_that_claims_too_much_fails(run, tmp_path):
+    rng = np.random.default_rng(1)
+    p = hs.Problem.from_arrays(rng.normal(size=(20, 60)), rng.normal(size=(20, 2)))
+    s = hs.solve(p, "dcc")
+    p.save(tmp_path / "p.h5")
+    lie = {"method": "exact", "status": hs.Status.OPTIMAL, "lower_bound": s.loss.copy()}
+    replace(s, **lie).save(tmp_path / "lie.h5")
+    code, out, error = run("verify", tmp_path / "p.h5", tmp_path / "lie.h5")
+    assert (code, error) == (1, "") and "claims that nothing loses less" in out
+
+
+def test_inspect_of_a_runs_json(run, here, tmp_path):
+    assert run(*BINARIZE, "--run-dir", tmp_path / "r", "--method", "sign")[0] == 0
+    texts = {
+        run("inspect", tmp_path / "r" / name)[1] for name in (".", "manifest.json", "report.json")
+    }
+    assert len(texts) == 1 and "finished: True" in texts.pop()
+
+
+def test_inspect_shows_variants(run, tmp_path):
+    hs.Problem(np.eye(4), np.ones((4, 2)), [4.0, 4.0], scale_group=2).save(tmp_path / "p.h5")
+    assert "scale_group: 2" in run("inspect", tmp_path / "p.h5")[1]

@@ -423,3 +423,12 @@ def test_select_refuses(rng, columns):
     p = hs.Problem.from_arrays(rng.normal(size=(5, 30)), rng.normal(size=(5, 3)))
     with pytest.raises(ValueError, match=r"problem: columns: .*T = 3"):
         p.select(columns)
+
+
+def test_a_field_that_is_lost_is_noticed(rng, tmp_path):
+    p = hs.Problem.from_arrays(rng.normal(size=(5, 30)), rng.normal(size=(5, 3)))
+    p.save(tmp_path / "p.h5")
+    with h5py.File(tmp_path / "p.h5", "a") as file:
+        file.move("weights", "weightt")
+    with pytest.raises(ValueError, match="damaged: its contents do not match"):
+        hs.Problem.load(tmp_path / "p.h5")

@@ -546,3 +546,31 @@ def test_quadratics_reach_brute_force_with_restarts(p):
     found = hs.solve(p, "auto", "thorough")
     assert (found.loss <= hs.solve(p, "auto").loss + 1e-9 * unit(p)).all()
     assert np.isnan(found.relative_error)
+
+
+# auto and what it contains
+
+
+@pytest.mark.parametrize("effort", ["fast", "default"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("size", "rows"), [(70, 30), (70, 300), (110, 60)])
+def test_auto_is_never_worse_than_what_it_contains(size, rows, seed, effort):
+    rng = np.random.default_rng(seed)
+    p = hs.Problem.from_arrays(rng.normal(size=(size, rows)), target=rng.normal(size=(rows, 4)))
+    best = hs.solve(p, "auto", effort).loss
+    for method in ("dcc", "one_flip", "babai", "beam", "tabu"):
+        assert (best <= hs.solve(p, method, effort).loss + 1e-9 * p.energy).all(), method
+
+
+def test_no_search_can_prove_what_nothing_limits(rng):
+    p = hs.Problem.from_arrays(rng.normal(size=(40, 25)), target=rng.normal(size=(25, 2)))
+    s = hs.solve(p, "exact")
+    assert s.status is hs.Status.UNPROVABLE and "nothing limits the scale" in s.message
+    assert hs.solve(p, "auto").status is hs.Status.FIXPOINT
+
+
+def test_a_programme_that_could_overflow_is_refused(rng):
+    q = rng.normal(size=(12, 12))
+    with pytest.raises(ValueError, match="leaves the range of float64"):
+        hs.Problem.from_quadratic(q * 1e307)
+    assert np.isfinite(hs.solve(hs.Problem.from_quadratic(q * 1e290)).loss).all()

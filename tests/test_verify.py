@@ -199,3 +199,40 @@ def test_sign_is_valid_and_no_more_is_claimed(case):
     p = case.problem
     c = hs.verify(p, signs(case.weights), np.abs(case.weights).mean(axis=0), require="valid")
     assert c.ok and len(c.level) == p.columns
+
+
+def test_bounds_that_are_not_true_are_refuted(rng):
+    p = hs.Problem.from_arrays(rng.normal(size=(20, 60)), rng.normal(size=(20, 4)))
+    d, best = hs.solve(p, "dcc"), hs.solve(p, "exact")
+    assert (best.loss < d.loss * (1 - 1e-6)).any()
+    lie = hs.verify(p, d.codes, d.scales, require="dcc", claimed_bound=d.loss)
+    assert any("claims that nothing loses less than" in why for why in lie.violations)
+    true = hs.verify(p, best.codes, best.scales, claimed_bound=best.lower_bound)
+    assert true.ok and len(true.unconfirmed) <= 4
+    if true.unconfirmed:
+        assert "claim higher bounds than are proven here" in str(true)
+    above = hs.verify(p, best.codes, best.scales, claimed_bound=1.1 * best.loss)
+    assert len(above.violations) == 4
+    (why,) = hs.verify(p, best.codes, best.scales, claimed_bound=[1.0]).violations
+    assert why == "claimed bound: must have shape (4,), got (1,)"
+
+
+def test_intercepts_are_checked(rng):
+    x, w = rng.normal(size=(6, 80)) + 1, rng.normal(size=(6, 3))
+    p = hs.Problem.from_arrays(x, w, intercept=True)
+    s = hs.solve(p)
+    assert hs.verify(p, s.codes, s.scales, intercept=s.intercept).ok
+    found = hs.verify(p, s.codes, s.scales, intercept=s.intercept + np.eye(3)[1] * 5).violations
+    assert len(found) == 1 and "column 1: intercept" in found[0]
+    plain = hs.Problem.from_arrays(x, w)
+    s = hs.solve(plain)
+    (why,) = hs.verify(plain, s.codes, s.scales, intercept=np.zeros(3)).violations
+    assert why == "intercept: the problem asks for none"
+
+
+def test_rounding_at_a_fixed_scale_is_no_violation():
+    for seed in range(20):
+        x = np.random.default_rng(seed).normal(size=(10, 1))
+        p = hs.Problem.from_arrays(x, target=np.zeros((1, 1)), fixed_scales=1.0)
+        s = hs.solve(p)
+        assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss).ok

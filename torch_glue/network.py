@@ -296,21 +296,30 @@ def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch:
         return forward(model, batch)
     except RuntimeError as error:
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        if not isinstance(first, Tensor) or first.is_floating_point():
+        if not isinstance(first, Tensor):
             raise
-        raise ValueError(
-            f"images: the model does not take {first.dtype} ({error}); convert them as for "
-            "training, such as images.float() / 255"
+        integer = not first.is_floating_point()
+        mend = (
+            "convert them as for training, such as images.float() / 255"
+            if integer
+            else ("give them in the shape and dtype that the model was trained on")
+        )
+        raise (ValueError if integer else RuntimeError)(
+            f"images: the model does not take {first.dtype} of shape {tuple(first.shape)} "
+            f"({error}); {mend}"
         ) from error
 
 
 def to_device(batch: Any, model: nn.Module) -> Any:
-    """The batch, its tensors on the device of the model's first parameter."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    """The batch on the device of the model's first parameter; NumPy's floats in its dtype too."""
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
 
     def move(value: Any) -> Any:
         if isinstance(value, np.ndarray):
-            value = torch.as_tensor(value)
+            value = torch.as_tensor(value)  # float64 is what NumPy makes by itself
+            if value.is_floating_point() and first is not None and first.is_floating_point():
+                value = value.to(first.dtype)
         if isinstance(value, Tensor):
             return value.to(device)
         if isinstance(value, Mapping):

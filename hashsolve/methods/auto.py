@@ -20,7 +20,7 @@ NODES = (1_000_000, 5_000_000, 15_000_000)
 def auto(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     """Enumerate small problems; else `improve`, then try to prove what is not too large.
 
-    Never worse in any column than `dcc` or `one_flip` from the same start.
+    Never worse in any column than `dcc`, `one_flip`, `babai`, `beam` or `tabu` from the same start.
     """
     inputs = instance.gram.shape[0]
     if inputs <= ENUMERATED:
@@ -29,6 +29,6 @@ def auto(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     if found.status in STOPPED or inputs > control.budget(*PROVABLE):
         return found
     proven = prove(instance, found, control, control.budget(*NODES))
-    if proven.status is Status.NODE_LIMIT:  # the proof was only a try
+    if proven.status in (Status.NODE_LIMIT, Status.UNPROVABLE):  # the proof was only a try
         return proven._replace(status=found.status)
     return proven

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from hashsolve.bounds import dual_bounds, dual_diagonals, dual_name
@@ -12,7 +14,7 @@ from hashsolve.methods.each_column import search_columns
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
 
-WIDTHS = (30_000, 150_000, 600_000)
+WIDTHS = (6_000, 30_000, 200_000)
 """K times S, by effort; each effort tries the lesser ones' too."""
 WINDOWS = (1.04, 1.0, 1.08, 0.96)
 """Centres of the beams' ranges of scales, against the column's first scale: the best was mostly
@@ -41,18 +43,28 @@ def lattice_search(
     lattice = Lattice(instance, diagonals)
 
     def search(t: int) -> np.ndarray:
-        form = lattice.triangle(t)
         codes = first.codes[t]
-        for width in widths:
-            if not control.stop:
-                pool = beam_pool(instance, t, form, codes, width, len(WINDOWS), 1)
-                codes = best_of(instance, t, pool)
+        for better in beam_steps(instance, t, lattice.triangle(t), codes, widths):
+            codes = better
+            if control.stop:
+                break
         return codes
 
     last = search_columns(instance, first, np.arange(len(start)), search, control)
     bound = dual_bounds(instance, control, diagonals)
     status = control.stop or last.status
     return last._replace(status=status, bound=bound, bound_name=dual_name(instance))
+
+
+def beam_steps(
+    instance: Instance, t: int, form: Triangle, codes: np.ndarray, widths: tuple[int, ...]
+) -> Iterator[np.ndarray]:
+    """Column t's best codes after beams of each width in turn."""
+    for width in widths:
+        codes = best_of(
+            instance, t, beam_pool(instance, t, form, codes, width, len(WINDOWS), leaves=1)
+        )
+        yield codes
 
 
 def beam_pool(

@@ -82,6 +82,7 @@ def prove(instance: Instance, found: Outcome, control: Control, nodes: int) -> O
     starts = start_diagonals(instance)
     checkpoint = Checkpoint.of(control.checkpoint, instance)
     complete = np.zeros(len(codes), dtype=np.bool_)
+    unlimited = np.zeros(len(codes), dtype=np.bool_)  # columns whose scale is
 
     def search(t: int, budget: int, threads: int) -> tuple[np.ndarray, float, float, bool]:
         """Column t's codes, loss, bound, and whether nothing is left to search."""
@@ -95,6 +96,7 @@ def prove(instance: Instance, found: Outcome, control: Control, nodes: int) -> O
 
         if not np.isfinite(state.squared_scale):
             if instance.gram.shape[0] > LAST_RESORT:
+                unlimited[t] = True
                 return state.codes, state.loss, -np.inf, False
             met = np.ones_like(state.codes)
             reached, lowest = gray(*column, instance.free, met)
@@ -124,12 +126,13 @@ def prove(instance: Instance, found: Outcome, control: Control, nodes: int) -> O
         lambda i: search(columns[i], first, 1), len(columns), lambda i, r: finish(columns[i], r)
     )
     for t in columns:
-        if not complete[t] and nodes > first:
+        if not complete[t] and not unlimited[t] and nodes > first:
             control.each(
                 lambda _, t=t: search(t, nodes, control.threads), 1, lambda _, r, t=t: finish(t, r)
             )
     last = one_flip(instance, codes, control)
-    unfinished = control.stop or Status.NODE_LIMIT
+    left = ~complete[columns] & ~unlimited[columns]
+    unfinished = control.stop or (Status.NODE_LIMIT if left.any() else Status.UNPROVABLE)
     status = Status.OPTIMAL if complete[columns].all() else unfinished
     bound = np.maximum(bound, 0.0) if instance.free else bound
     name = "branch and bound" if complete.any() else found.bound_name

@@ -10,12 +10,12 @@ from hashsolve.bounds import dual_bounds, dual_diagonals, dual_name
 from hashsolve.control import EFFORTS, Control
 from hashsolve.instance import Instance
 from hashsolve.lattice import Lattice
-from hashsolve.methods.beam import beam_pool, best_of
+from hashsolve.methods.beam import WIDTHS, beam_pool, beam_steps, best_of
 from hashsolve.methods.dcc import dcc
 from hashsolve.methods.each_column import search_columns
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
-from hashsolve.methods.tabu import MEMBERS, evolve_pool
+from hashsolve.methods.tabu import MEMBERS, MOVES, evolve_pool, tabu_steps
 from hashsolve.solution import proven
 from hashsolve.state import State
 
@@ -29,20 +29,20 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(2, 15_000, 10_000_000),
-    Stage(3, 100_000, 30_000_000),
-    Stage(4, 600_000, 500_000_000),
+    Stage(2, 15_000, 8_000_000),
+    Stage(2, 80_000, 20_000_000),
+    Stage(4, 400_000, 350_000_000),
 )
 """One an effort. Each effort does all that the lesser ones do and goes on from their best, so that
 more effort never ends worse."""
 
 
 def improve(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
-    """Never worse than `dcc` or `one_flip` in any column, and mostly far better.
+    """Never worse than `dcc`, `one_flip`, `babai`, `beam` or `tabu` in any column; mostly better.
 
-    Each column is descended from its start; beams on its triangular form and tabu walks improve a
-    pool of codes, of which the best is kept. Columns whose gap to the dual bound is largest come
-    first, those that it already proves optimal are left alone.
+    Each column is descended from its start, and gets what those methods find. From the best of it,
+    beams on its triangular form and tabu walks improve a pool of codes. Columns whose gap to the
+    dual bound is largest come first, those that it already proves optimal are left alone.
     """
     first = dcc(instance, start, control)
     if first.status in STOPPED:
@@ -50,15 +50,27 @@ def improve(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     first = one_flip(instance, first.codes, control)
     if first.status in STOPPED:
         return first
+    apart = control.again()
+    apart.callback = None  # the history is that of the best codes
+    plain = one_flip(instance, start, apart)  # which the other methods begin with
     diagonals = dual_diagonals(instance, control)
     bound = dual_bounds(instance, control, diagonals)
     order = open_columns(instance, first, bound, control)
     lattice = Lattice(instance, diagonals)
 
+    def finish(t: int, codes: np.ndarray) -> np.ndarray:
+        """As the methods do."""
+        return one_flip(instance.column(t), codes[None], apart.again(threads=1)).codes[0]
+
     def search(t: int) -> np.ndarray:
         form = lattice.triangle(t)
-        codes = first.codes[t]
+        (babai,) = beam_steps(instance, t, form, plain.codes[t], (1,))
+        beams = beam_steps(instance, t, form, plain.codes[t], WIDTHS)
+        walks = tabu_steps(instance, t, plain.codes[t], MOVES, control.seed)
+        found = [plain.codes[t], first.codes[t], finish(t, babai)]
         for stage in STAGES[: EFFORTS.index(control.effort) + 1]:
+            found += [finish(t, next(beams)), finish(t, next(walks))]
+            codes = best_of(instance, t, np.stack(found))
             if control.stop:
                 break
             leaves = MEMBERS // stage.windows
@@ -66,6 +78,7 @@ def improve(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
             pool = np.ascontiguousarray(pool[:MEMBERS])
             evolve_pool(instance, t, pool, stage.moves, control.seed)
             codes = best_of(instance, t, pool)
+            found = [codes]
         return codes
 
     last = search_columns(instance, first, order, search, control)

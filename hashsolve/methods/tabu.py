@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from hashsolve.bounds import dual_bounds, dual_diagonals, dual_name
@@ -23,7 +25,7 @@ KICK = 4
 """Random flips of a child, at most."""
 STALE = 1_000
 """Children in a row that may fail before a search is over."""
-MOVES = (10_000_000, 50_000_000, 500_000_000)
+MOVES = (2_000_000, 10_000_000, 150_000_000)
 """Moves of one column times S, by effort: a move costs O(S). Each makes the lesser's too."""
 
 
@@ -32,22 +34,34 @@ def tabu(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     first = one_flip(instance, start, control)
     if first.status in STOPPED:
         return first
-    random = np.random.default_rng(control.seed)
-    # the same turns in every column: the answer does not depend on the order of columns
-    turns = np.where(random.random((MEMBERS, start.shape[1])) < 0.2, -1, 1).astype(np.int8)
-    turns[0] = 1
 
     def search(t: int) -> np.ndarray:
-        pool = first.codes[t] * turns
-        for moves in MOVES[: EFFORTS.index(control.effort) + 1]:
-            if not control.stop:
-                evolve_pool(instance, t, pool, moves, control.seed)
-        return best_of(instance, t, pool)
+        codes = first.codes[t]
+        moves = MOVES[: EFFORTS.index(control.effort) + 1]
+        for better in tabu_steps(instance, t, codes, moves, control.seed):
+            codes = better
+            if control.stop:
+                break
+        return codes
 
     last = search_columns(instance, first, np.arange(len(start)), search, control)
     bound = dual_bounds(instance, control, dual_diagonals(instance, control))
     status = control.stop or last.status
     return last._replace(status=status, bound=bound, bound_name=dual_name(instance))
+
+
+def tabu_steps(
+    instance: Instance, t: int, codes: np.ndarray, moves: tuple[int, ...], seed: int
+) -> Iterator[np.ndarray]:
+    """Column t's best codes after each of so many ``moves`` / S, in turn, of one pool."""
+    random = np.random.default_rng(seed)
+    # the same turns in every column: the answer does not depend on the order of columns
+    turns = np.where(random.random((MEMBERS, len(codes))) < 0.2, -1, 1).astype(np.int8)
+    turns[0] = 1
+    pool = codes * turns
+    for more in moves:
+        evolve_pool(instance, t, pool, more, seed)
+        yield best_of(instance, t, pool)
 
 
 def evolve_pool(instance: Instance, t: int, pool: np.ndarray, moves: int, seed: int) -> None:

@@ -4,8 +4,8 @@
 
 Each input is a valid file of ours with bytes flipped, cut, doubled or replaced by extreme numbers.
 A reader must return, or raise ValueError; whatever else it does is told, with the input kept.
-The readers run in a child process with 2 GB of address space more than it starts with, and 10 s
-for each file; a child that dies is told too, and the next one goes on.
+The readers run in a child process with 2 GB of address space more than it starts with, and 10 s of
+work for each file; a child that dies is told too, and the next one goes on.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def child(folder: Path, begin: int, end: int, seed: int, pipe) -> None:
         path = folder / f"input{Path(file).suffix}"
         path.write_bytes(damaged(files[file], random.Random(f"{seed}/{i}")))
         pipe.send((i, name, "begun"))
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of work: machines may stall
         try:
             reader(path)
             outcome = "read"
@@ -146,7 +146,7 @@ def child(folder: Path, begin: int, end: int, seed: int, pipe) -> None:
             outcome = "refused" if "\n" not in str(error).strip() else "refused, in several lines"
         except BaseException as error:
             outcome = "".join(traceback.format_exception_only(error)).strip()[:300]
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         pipe.send((i, name, outcome))
     pipe.close()
 
