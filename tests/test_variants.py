@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import hashsolve as hs
@@ -190,6 +190,7 @@ def test_one_group_of_all_is_one_scale(case):
 
 
 @given(cases(kinds=("gaussian", "relu", "integer", "dead", "duplicated", "rank-deficient")))
+@settings(max_examples=10)
 def test_groups_of_one_fit_anything(case):
     """S scales are the weights themselves: nothing is left of a symmetric problem."""
     p = variant(case, scale_group=1)
@@ -231,6 +232,7 @@ def test_variants_take_every_method(method, fields):
     cases(sizes=(4, 12), rows=(5, 40)),
     st.sampled_from([{"bases": 2}, {"bases": 3}, {"scale_group": 2}]),
 )
+@settings(max_examples=10)
 def test_auto_is_never_worse_than_what_it_contains(case, fields):
     assume(len(case.weights) % fields.get("scale_group", 1) == 0)
     p = variant(case, **fields)
@@ -292,6 +294,7 @@ def test_bases_start_where_they_are_told():
 
 
 @given(cases(sizes=(1, 6), columns=(1, 2)), st.integers(2, 3))
+@settings(max_examples=10)
 def test_bases_on_random_problems(case, count):
     p = variant(case, bases=count)
     check(case, p, hs.solve(p, "one_flip"))
@@ -508,6 +511,7 @@ def test_a_large_mean_proves_nothing(rng):
 
 @pytest.mark.parametrize("fields", [{"bases": 2}, {"bases": 3}, {"scale_group": 2}], ids=str)
 @given(SEEDS)
+@settings(max_examples=10)
 def test_more_effort_and_better_methods_never_end_worse(fields, seed):
     case = make_case("gaussian", seed, size=4, columns=3, rows=40)
     p = variant(case, **fields)
