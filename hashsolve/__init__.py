@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hashsolve.certificate import Certificate as Certificate
     from hashsolve.certificate import verify as verify
-    from hashsolve.driver import LayerResult as LayerResult
     from hashsolve.driver import Run as Run
     from hashsolve.driver import binarize as binarize
     from hashsolve.geometry import Geometry as Geometry
+    from hashsolve.layer_run import LayerResult as LayerResult
     from hashsolve.network import Layer as Layer
     from hashsolve.network import Network as Network
     from hashsolve.problem import Problem as Problem
@@ -24,7 +24,7 @@ _WHERE = {
     "Certificate": "certificate",
     "Geometry": "geometry",
     "Layer": "network",
-    "LayerResult": "driver",
+    "LayerResult": "layer_run",
     "Network": "network",
     "Problem": "problem",
     "Run": "driver",

@@ -6,42 +6,26 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hashsolve import __version__
+from hashsolve.options import (
+    DTYPE,
+    LEVEL,
+    PROPAGATION,
+    connected,
+    json_option,
+    method_options,
+    named,
+    problem_options,
+    scheduler_option,
+)
 from hashsolve.terminal import echo_json, print_table, progress
 
 CERTIFICATE_FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
-
-
-class OneOf(click.ParamType):
-    """A name out of a few. They are listed here, so that --help need not load numba."""
-
-    name = "name"
-
-    def __init__(self, *names: str):
-        self.names = names
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name itself; a ValueError that says the nearest where it is unknown."""
-        from hashsolve.checks import choice
-
-        return choice(value, f"--{param.name}" if param else self.name, self.names)
-
-    def __str__(self) -> str:
-        return f"{', '.join(self.names[:-1])} or {self.names[-1]}"
-
-
-METHOD = OneOf("sign", "dcc", "one_flip", "babai", "beam", "tabu", "exact", "auto")
-EFFORT = OneOf("fast", "default", "thorough")
-LEVEL = OneOf("valid", "dcc", "one_flip", "two_flip", "optimal")
-PROPAGATION = OneOf("asym", "symfp", "symqt")
-DTYPE = OneOf("float16", "float32", "float64")
 
 
 @click.group(
@@ -64,64 +48,6 @@ def cli(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-def json_option(command: Callable) -> Callable:
-    """--json, for machines."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
-
-
-def problem_options(command: Callable) -> Callable:
-    """The source of a problem, for commands that take one."""
-    for option in (
-        click.option("--reference", metavar="X", help="Array X: the target is Y = X'W (asym)."),
-        click.option("--target", metavar="Y", help="Array Y (N, T): the target itself."),
-        click.option("--weights", metavar="W", help="Array W (S, T): PROBLEM is then X (S, N)."),
-        click.argument("problem"),
-    ):
-        command = option(command)
-    return command
-
-
-def scheduler_option(command: Callable) -> Callable:
-    """--scheduler, for work on a cluster."""
-    text = "Sum and solve on a dask.distributed cluster."
-    return click.option("--scheduler", metavar="ADDRESS", help=text)(command)
-
-
-@contextmanager
-def connected(scheduler: str | None) -> Iterator[Any]:
-    """A client of that scheduler; None where none is named."""
-    if scheduler is None:
-        yield None
-        return
-    from hashsolve.cluster import connect
-
-    with connect(scheduler) as client:
-        yield client
-
-
-def named(option: str, names: OneOf, default: str | None, what: str = "") -> Callable:
-    """An option that takes one of a few names, all told by its help."""
-    return click.option(
-        option,
-        type=names,
-        default=default,
-        show_default=default is not None,
-        metavar="NAME",
-        help=f"{names}{what}.",
-    )
-
-
-def method_options(command: Callable) -> Callable:
-    """Method, effort and seed."""
-    for option in (
-        click.option("--seed", default=0, show_default=True, help="Of all random choices."),
-        named("--effort", EFFORT, "default", ", a budget of counted work"),
-        named("--method", METHOD, "auto"),
-    ):
-        command = option(command)
-    return command
 
 
 @cli.command()
@@ -164,13 +90,14 @@ def solve(
     """
     import hashsolve
     from hashsolve.readers import check_output, read_problem, write_solution
+    from hashsolve.solver import CHECKPOINTED
 
     sources = (problem, weights, target, reference)
     check_output("--output", output, sources, (".h5", ".hdf5", ".npz"))
     check_output("--save-problem", save_problem, (*sources, output), (".h5", ".hdf5"))
     check_output("--checkpoint", checkpoint, (*sources, output, save_problem))
-    if checkpoint and method not in ("exact", "auto"):
-        raise ValueError("--checkpoint: only --method exact searches long enough to keep one")
+    if checkpoint and method not in CHECKPOINTED:
+        raise ValueError(f"--checkpoint: method {method!r} keeps none; use {CHECKPOINTED[0]!r}")
     if scheduler and (checkpoint or time_limit or threads):
         raise ValueError("--scheduler: not with --checkpoint, --time-limit or --threads")
     p = read_problem(problem, weights, target, reference)

@@ -127,7 +127,8 @@ def solve(
     ----------
     client : distributed.Client
     problems : iterable of Problem or path
-        Paths are opened by the workers, as ``FILE.h5`` or ``FILE.h5:/group``; problems are sent.
+        Paths are opened by the workers, as ``FILE.h5`` or ``FILE.h5:/group``. Problems are sent,
+        once for every few columns: where S is large, save them and give the paths.
     method, effort, seed
         As in `hashsolve.solve`.
 

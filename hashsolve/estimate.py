@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.filesize import decimal
 
 from hashsolve import checks
 from hashsolve.activations import DTYPES
@@ -15,7 +16,6 @@ from hashsolve.network import Layer, Network, select
 
 MEMORY = 512 * 2**20
 """Bytes that blocks of rows take on top of the sums, whatever the layer and the data."""
-COLUMNS = ("layer", "shape", "groups", "inputs", "columns", "rows", "activations", "sums", "memory")
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Estimate:
     Attributes
     ----------
     rows : list of dict
-        One a layer, with the keys `COLUMNS`: ``inputs`` and ``columns`` of a group; ``rows``
-        summed; bytes of the ``activations`` file, of the ``sums`` file that stays, and at most of
-        ``memory``, beside the network itself.
+        One a layer: ``layer``, ``shape``, ``groups``; ``inputs`` and ``columns`` of a group;
+        ``rows`` summed; bytes of the ``activations`` file, of the ``sums`` file that stays, and
+        of ``memory`` beside the network itself.
     disk : int
         Bytes on disk at most at one time.
     memory : int
@@ -48,13 +48,13 @@ class Estimate:
         lines[0] += f"{'memory':>10}"
         for row in self.rows:
             shape = "x".join(map(str, row["shape"]))
-            sizes = [bytes_text(row[name]) for name in ("activations", "sums", "memory")]
+            sizes = [decimal(row[name]) for name in ("activations", "sums", "memory")]
             lines.append(
                 f"{row['layer']:<{width}}  {shape:>16}{row['rows']:>13,}"
                 f"{sizes[0]:>13}{sizes[1]:>10}{sizes[2]:>10}"
             )
         lines.append(
-            f"at most {bytes_text(self.disk)} of disk and {bytes_text(self.memory)} of memory "
+            f"at most {decimal(self.disk)} of disk and {decimal(self.memory)} of memory "
             "beside the network; nothing was written"
         )
         return "\n".join(lines)
@@ -130,13 +130,3 @@ def _row(layer: Layer, maps: np.ndarray, share: float, streams: int, dtype: str)
         "sums": sums,
         "memory": 2 * geometry.groups * 8 * (inputs**2 + inputs * columns) + MEMORY,
     }
-
-
-def bytes_text(count: float) -> str:
-    """
-    >>> bytes_text(900), bytes_text(3_400_000)
-    ('900 B', '3.4 MB')
-    """
-    power = min(int(math.log10(max(count, 1)) // 3), 4)
-    digits = 0 if power == 0 else 1
-    return f"{count / 1000**power:.{digits}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -16,14 +16,13 @@ from hashsolve.control import EFFORTS, Control
 from hashsolve.instance import Instance
 from hashsolve.methods import METHODS, Method
 from hashsolve.methods.outcome import Outcome
+from hashsolve.methods.restarts import better, restarted
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution, Status, Sweep, proven
 from hashsolve.state import State
 from hashsolve.threads import one_blas_thread
 from hashsolve.variants import solve_variant
 
-_RESTARTS = 8  # perturbed starts of effort="thorough"
-_PERTURBED = 0.1  # share of the bits a perturbed start flips
 CHECKPOINTED = ("exact", "auto")
 """Methods that search long enough to keep a checkpoint."""
 
@@ -118,15 +117,12 @@ def solve(
             loss = np.where((loss < 0) & (loss >= -noise), 0.0, loss)
             bound = np.maximum(bound, 0.0)
         bound = np.minimum(bound, loss)
-        status = solution.status
-        if status is Status.OPTIMAL and not proven(loss, bound, solution.energy).all():
-            status = Status.DONE
         solution = replace(
             solution,
             intercept=problem.intercepts(solution.codes, solution.scales),
             loss=loss,
             lower_bound=bound,
-            status=status,
+            status=_honest(solution.status, loss, bound, solution.energy),
         )
     elapsed = time.perf_counter() - begun
     return replace(solution, method=method, seed=seed, wall_time=elapsed)
@@ -159,9 +155,6 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
             f"{bound[t]:.6g}: a defect of the bound, or sums that no inputs can have"
         )
     bound = np.minimum(bound, loss)
-    status = outcome.status
-    if status is Status.OPTIMAL and not proven(loss, bound, instance.energy).all():
-        status = Status.DONE  # the search is complete, but rounding is larger than what is proven
     unit = instance.loss_unit
     return Solution(
         codes=instance.restore(state.codes),
@@ -169,7 +162,7 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
         loss=loss * unit * unit,
         energy=problem.energy.copy(),
         lower_bound=bound * unit * unit,
-        status=status,
+        status=_honest(outcome.status, loss, bound, instance.energy),
         bound_name=bound_name,
         sweeps=max(len(control.history) - 1, 0),
         history=tuple(control.history),
@@ -192,32 +185,19 @@ def _without_inputs(problem: Problem, instance: Instance) -> Solution:
 
 
 def _search(method: Method, instance: Instance, start: np.ndarray, control: Control) -> Outcome:
-    """Run a method from its start and, if thorough, from perturbed ones; keep the best columns."""
-    begin = State(instance, start, control)
-    best = method.run(instance, start, control)
+    """Run a method from its start; no column ends above that, but for `sign`."""
     if method.promise == "valid":
-        return best
-    # no column may end above its start
-    best = _better(instance, Outcome(begin.codes, begin.scales, best.status), best, control)
-    if not method.restarts or control.effort != "thorough":
-        return best
-    random = np.random.default_rng(control.seed)
-    for _ in range(_RESTARTS):
-        if best.status in (Status.TIME_LIMIT, Status.STOPPED):
-            break
-        # one mask for all columns: the answer does not depend on the order of columns
-        flip = np.where(random.random(start.shape[1]) < _PERTURBED, -1, 1).astype(np.int8)
-        again = method.run(instance, best.codes * flip, control)
-        best = _better(instance, best, again, control)
-    return best
+        return method.run(instance, start, control)
+    run = restarted if method.restarts else lambda run, *arguments: run(*arguments)
+    begin = State(instance, start, control)
+    best = run(method.run, instance, start, control)
+    return better(instance, Outcome(begin.codes, begin.scales, best.status), best, control)
 
 
-def _better(instance: Instance, a: Outcome, b: Outcome, control: Control) -> Outcome:
-    """Column by column the one with the smaller loss; ``b`` where they are equal."""
-    loss_a, loss_b = (State(instance, o.codes, control).loss(o.scales) for o in (a, b))
-    keep = loss_a < loss_b
-    codes = np.where(keep[:, None], a.codes, b.codes)
-    return b._replace(codes=codes, scales=np.where(keep, a.scales, b.scales))
+def _honest(status: Status, loss: np.ndarray, bound: np.ndarray, energy: np.ndarray) -> Status:
+    """The status of a search that is complete, where rounding is larger than what is proven."""
+    unproven = status is Status.OPTIMAL and not proven(loss, bound, energy).all()
+    return Status.DONE if unproven else status
 
 
 def _start(init: Any, problem: Problem) -> np.ndarray:

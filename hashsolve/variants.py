@@ -30,8 +30,9 @@ def solve_variant(
 ) -> Solution:
     """Solve a problem with bases or group scales; of each column, the best that was found.
 
-    The greedy first round of bases may end worse for a better method, or more effort. So what
-    contained methods and lesser efforts find is always a candidate, and a descent from `sign`.
+    Contained methods and lesser efforts come first, after a descent from `sign`. With group scales
+    each goes on from the one before; the greedy first round of bases may end worse for a better
+    method, or more effort, so there each is a candidate.
 
     Parameters
     ----------
@@ -53,9 +54,9 @@ def solve_variant(
         for name in dict.fromkeys((*CONTAINED.get(method, ("dcc",)), method)):
             if control.stop:
                 return replace(best, status=control.stop)
-            best = _better(
-                best, alternate(problem, name, start, solve, control.again(effort=effort))
-            )
+            begin = start if problem.bases > 1 else best.codes
+            found = alternate(problem, name, begin, solve, control.again(effort=effort))
+            best = _better(best, found)
     return replace(best, status=control.stop or best.status)
 
 

@@ -19,7 +19,7 @@ import pytest
 from small_network import calibration
 
 import hashsolve as hs
-from hashsolve import cli
+from hashsolve import cli, options
 from hashsolve.control import EFFORTS
 from hashsolve.driver import DTYPES, PROPAGATIONS
 from hashsolve.levels import LEVELS
@@ -172,11 +172,11 @@ def test_help_names_everything(run):
 
 
 def test_the_names_are_those_of_the_library():
-    assert cli.METHOD.names == tuple(METHODS)
-    assert cli.EFFORT.names == EFFORTS
-    assert cli.LEVEL.names == LEVELS
-    assert cli.PROPAGATION.names == PROPAGATIONS
-    assert sorted(cli.DTYPE.names) == sorted(DTYPES)
+    assert options.METHOD.names == tuple(METHODS)
+    assert options.EFFORT.names == EFFORTS
+    assert options.LEVEL.names == LEVELS
+    assert options.PROPAGATION.names == PROPAGATIONS
+    assert sorted(options.DTYPE.names) == sorted(DTYPES)
 
 
 def test_help_loads_neither_numba_nor_torch():
@@ -413,7 +413,7 @@ MISTAKES = {
     "solve problem.h5 -o s.txt": "ends in .h5",
     "solve problem.h5 -o problem.h5": "would replace problem.h5",
     "solve groups.h5:/a --save-problem groups.h5": "would replace groups.h5:/a",
-    "solve problem.h5 --method dcc --checkpoint c": "only --method exact",
+    "solve problem.h5 --method dcc --checkpoint c": "method 'dcc' keeps none; use 'exact'",
     "solve problem.h5 --method exact --checkpoint text.txt -o text.txt": "ends in .h5",
     "verify problem.h5": "Missing argument 'SOLUTION'",
     "verify problem.h5 problem.h5": "not a solution file",

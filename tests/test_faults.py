@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import resource
 import signal
@@ -71,7 +70,6 @@ def test_killed_and_resumed(whole, tmp_path):
 @pytest.mark.slow
 def test_killed_at_random_moments(whole, tmp_path):
     """kill -9 at 50 moments, spread over the time that a run takes."""
-    begun = time.monotonic()
     process = start(tmp_path / "timed")
     process.stdout.readline()
     begun = time.monotonic()
@@ -84,7 +82,7 @@ def test_killed_at_random_moments(whole, tmp_path):
     assert len(set(done)) > 1  # they were spread indeed
 
 
-@pytest.mark.parametrize("limit", [1_000, 4_000, 9_000, 15_000, 30_000])
+@pytest.mark.parametrize("limit", [1_000, 4_000, 9_000, 15_000])
 def test_a_full_disk(limit, whole, tmp_path):
     """No file may grow beyond a limit: one clear error, nothing half written, resumed later."""
 
@@ -94,11 +92,8 @@ def test_a_full_disk(limit, whole, tmp_path):
 
     folder = tmp_path / "run"
     process = start(folder, preexec_fn=bounded, stderr=subprocess.PIPE)
-    out, error = process.communicate()
-    if whole in out:
-        assert limit >= 30_000
-        return
-    assert process.returncode not in (0, None)
+    _, error = process.communicate()
+    assert process.returncode != 0
     assert "File too large" in error or "errno = 27" in error, error
     for path in folder.glob("**/*.h5"):
         with h5py.File(path) as file:
@@ -106,21 +101,29 @@ def test_a_full_disk(limit, whole, tmp_path):
     assert hs.binarize(network(), calibration(), folder, skip=SKIPPED).codes_sha256 == whole
 
 
+HOLD = """
+import sys, time
+from hashsolve.runfolder import RunFolder
+with RunFolder(sys.argv[1]) as folder:
+    folder.begin({"weights": "other"}, {}, resume=True)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
 def test_a_folder_in_use_by_another_process(whole, tmp_path):
     """It is refused as long as the other lives; a lock dies with its holder."""
     folder = tmp_path / "run"
-    process = start(folder)
-    process.stdout.readline()
-    while not list(folder.glob("activations/.*.part")) and process.poll() is None:
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGSTOP)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     try:
-        if len(list(folder.glob("layers/*.solution.h5"))) < 3:  # it was caught while running
-            with pytest.raises(ValueError, match="in use by another run"):
-                hs.binarize(network(), calibration(), folder, skip=SKIPPED)
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="in use by another run"):
+            hs.binarize(network(), calibration(), folder, skip=SKIPPED)
     finally:
-        process.kill()
-        process.communicate()
+        holder.kill()
+        holder.communicate()
     assert hs.binarize(network(), calibration(), folder, skip=SKIPPED).codes_sha256 == whole
 
 

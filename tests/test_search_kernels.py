@@ -8,7 +8,7 @@ from columns import FREE, KINDS, losses, make_column, random_codes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashsolve import branch, reference
+from hashsolve import branch, reference, reference_search
 from hashsolve.bounds import start_diagonals
 from hashsolve.control import Control
 from hashsolve.instance import Instance
@@ -44,7 +44,7 @@ def test_random_below(seed):
     one, two = np.array([seed], np.uint64), np.array([seed], np.uint64)
     bounds = [1, 2, 3, 10, 1_000, 2**31, *range(1, 60)]
     draws = [random_below(one, n) for n in bounds]
-    assert draws == [reference.random_below(two, n) for n in bounds]
+    assert draws == [reference_search.random_below(two, n) for n in bounds]
     assert one == two
     assert all(0 <= draw < n for draw, n in zip(draws, bounds, strict=True))
 
@@ -68,7 +68,7 @@ def test_select(values):
     padded = np.array([*values, -100.0])  # what stands beyond the count is not looked at
     found = [beam.select(padded.copy(), count, k) for k in range(count)]
     np.testing.assert_array_equal(found, np.sort(values))
-    twin = [reference.select(padded.copy(), count, k) for k in range(count)]
+    twin = [reference_search.select(padded.copy(), count, k) for k in range(count)]
     np.testing.assert_array_equal(found, twin)
     np.testing.assert_array_equal(np.sort(padded[:count]), np.sort(values))
 
@@ -78,7 +78,7 @@ def test_partial_loss(terms, low, data):
     yy, yv, vv = terms
     low, high = low / 10, (low + data.draw(st.integers(0, 30))) / 10
     found = beam.partial_loss(yy, yv, vv, low, high)
-    twin = reference.partial_loss(yy, np.array([yv]), np.array([vv]), low, high)
+    twin = reference_search.partial_loss(yy, np.array([yv]), np.array([vv]), low, high)
     assert found == twin[0]
     if vv <= 0.0 and yv < high * vv:  # rows that no scale fits; ranked by the largest
         assert found == yy - 2 * high * yv + high**2 * vv
@@ -93,7 +93,7 @@ def test_column_state_loss_and_flip(column):
     codes = random_codes(1, size)
     fall, rise, twin_fall, twin_rise = np.empty((4, size))
     found = flips.column_state(gram, cross, codes, fall, rise)
-    twin = reference.column_state(gram, cross, codes, twin_fall, twin_rise)
+    twin = reference_search.column_state(gram, cross, codes, twin_fall, twin_rise)
     tolerance = {"rtol": 1e-13, "atol": 1e-13 * np.abs(gram).sum() + 1e-13 * np.abs(cross).sum()}
     np.testing.assert_allclose(found, twin, **tolerance)
     np.testing.assert_allclose([fall, rise], [twin_fall, twin_rise], **tolerance)
@@ -102,7 +102,7 @@ def test_column_state_loss_and_flip(column):
     assert flips.column_loss(p, q, floor, energy, free) == pytest.approx(
         float(wanted[0] if free else wanted), abs=1e-9 * column.size
     )
-    assert flips.column_loss(p, q, floor, energy, free) == reference.column_loss(
+    assert flips.column_loss(p, q, floor, energy, free) == reference_search.column_loss(
         p, q, floor, energy, free
     )
     rng = np.random.default_rng(2)
@@ -110,7 +110,7 @@ def test_column_state_loss_and_flip(column):
     for i in rng.integers(size, size=12):
         p, q = p - 2 * fall[i], q + 4 * rise[i]
         flips.flip(gram, codes, fall, rise, i)
-        reference.flip(gram, twin_codes, twin_fall, twin_rise, i)
+        reference_search.flip(gram, twin_codes, twin_fall, twin_rise, i)
     np.testing.assert_array_equal(codes, twin_codes)
     np.testing.assert_allclose([fall, rise], [twin_fall, twin_rise], **tolerance)
     fresh_fall, fresh_rise = np.empty((2, size))
@@ -133,7 +133,7 @@ def test_canonical_sign(size, free, seed):
     codes = random_codes(seed, size)
     one, two = codes.copy(), codes.copy()
     tabu.canonical_sign(cross, one, free)
-    reference.canonical_sign(cross, two, free)
+    reference_search.canonical_sign(cross, two, free)
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one, -codes if free and cross @ codes < 0 else codes)
 
@@ -143,7 +143,7 @@ def test_contains(members, size, seed):
     pool = random_codes(seed, members, size)
     for codes in (*pool, *random_codes(seed + 1, 4, size)):
         wanted = codes.tolist() in pool.tolist()
-        assert tabu.contains(pool, codes) == reference.contains(pool, codes) == wanted
+        assert tabu.contains(pool, codes) == reference_search.contains(pool, codes) == wanted
 
 
 # beam
@@ -156,7 +156,7 @@ def test_beam(column, width):
     for low, high in ((1.0, 1.0), (0.8 * scale, 1.2 * scale), (0.0, 5.0)):
         arguments = (form.lower, form.target, form.shift, low, high, width)
         codes, p, q = beam.beam(*arguments)
-        twin = reference.beam(*arguments)
+        twin = reference_search.beam(*arguments)
         assert len(codes) == min(width, 2 ** min(len(form.order), 10))
         assert len(np.unique(codes, axis=0)) == len(codes) and (np.abs(codes) == 1).all()
         for found, wanted in zip((codes, p, q), twin, strict=True):
@@ -171,7 +171,7 @@ def test_beam(column, width):
 def test_beam_across_its_blocks(size):
     form = triangle(make_column("full", size, size))
     arguments = (form.lower, form.target, form.shift, 0.5, 1.5, 20)
-    for found, wanted in zip(beam.beam(*arguments), reference.beam(*arguments), strict=True):
+    for found, wanted in zip(beam.beam(*arguments), reference_search.beam(*arguments), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -185,7 +185,7 @@ def test_tabu_walk(column):
     seeds = np.array([5], np.uint64), np.array([5], np.uint64)
     search = (free, 300, 100, 7)
     found = tabu.tabu_walk(gram, cross, energy, one, *search, seeds[0])
-    twin = reference.tabu_walk(gram, cross, energy, two, *search, seeds[1])
+    twin = reference_search.tabu_walk(gram, cross, energy, two, *search, seeds[1])
     assert found == twin and seeds[0] == seeds[1]
     np.testing.assert_array_equal(one, two)
     before, after = (float(np.squeeze(losses(column, codes))) for codes in (start, one))
@@ -213,7 +213,7 @@ def test_evolve(column):
     two, start = one.copy(), one.copy()
     search = (free, 2_000, 40, 5, 3, 50, 9)
     found = tabu.evolve(gram, cross, energy, one, *search)
-    twin = reference.evolve(gram, cross, energy, two, *search)
+    twin = reference_search.evolve(gram, cross, energy, two, *search)
     np.testing.assert_array_equal(found, twin)
     np.testing.assert_array_equal(one, two)
     np.testing.assert_allclose(found, losses(column, one), atol=1e-9 * column.size)
@@ -233,13 +233,13 @@ def test_orders(kind, size):
     inverse = np.linalg.inv(matrix)
     inverse = 0.5 * (inverse + inverse.T)
     found = order.least_pivots(inverse.copy())
-    np.testing.assert_array_equal(found, reference.least_pivots(inverse.copy()))
+    np.testing.assert_array_equal(found, reference_search.least_pivots(inverse.copy()))
     assert sorted(found) == list(range(size))
     for first in (0, 1, size):
         for share in (0.0, 0.5, 1.0):
             one, two = np.zeros((2, size), dtype=np.int64)
             order.decision_order(matrix, inverse.copy(), first, share, one)
-            reference.decision_order(matrix, inverse.copy(), first, share, two)
+            reference_search.decision_order(matrix, inverse.copy(), first, share, two)
             np.testing.assert_array_equal(one, two)
             assert sorted(one) == list(range(size))
             assert one[:first].tolist() == list(range(first))
@@ -264,7 +264,7 @@ def test_gray(kind, size):
     column = make_column(kind, size, size + 50)
     codes, twin = np.zeros((2, size), dtype=np.int8)
     loss, lowest = gray.gray(*column, codes)
-    twin_loss, twin_lowest = reference.gray(*column, twin)
+    twin_loss, twin_lowest = reference_search.gray(*column, twin)
     if "integer" in kind or kind in REAL:
         np.testing.assert_array_equal(codes, twin)
     every = losses(column, reference.all_codes(size).T)
@@ -312,12 +312,14 @@ def test_sphere_and_estimate(kind, size, seed, share, limit, width):
         codes, twin = np.zeros((2, size), dtype=np.int8)
         shared = (planted.lower, planted.target, planted.offset, cutoff)
         found = sphere.sphere(*shared, -1e-9 * column.size, free, limit, codes)
-        wanted = reference.sphere(*shared, -1e-9 * column.size, free, limit, twin)
+        wanted = reference_search.sphere(*shared, -1e-9 * column.size, free, limit, twin)
         assert found[::2] == wanted[::2]
         assert found[1] == pytest.approx(wanted[1], rel=1e-9, abs=1e-9 * column.size)
         np.testing.assert_array_equal(codes, twin)
         found = estimate.estimate(*shared, free, width, seed)
-        assert found == pytest.approx(reference.estimate(*shared, free, width, seed), rel=1e-9)
+        assert found == pytest.approx(
+            reference_search.estimate(*shared, free, width, seed), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("kind", ("full", "asymmetric", "indefinite", "scale one"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from unittest import mock
 
 import h5py
@@ -574,3 +575,19 @@ def test_a_programme_that_could_overflow_is_refused(rng):
     with pytest.raises(ValueError, match="leaves the range of float64"):
         hs.Problem.from_quadratic(q * 1e307)
     assert np.isfinite(hs.solve(hs.Problem.from_quadratic(q * 1e290)).loss).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_thorough_auto_contains_restarted_descents(seed, monkeypatch):
+    """They restart from perturbed codes; budgets so small that nothing else is found."""
+    # the functions hide their modules in the package
+    improve, auto = (import_module(f"hashsolve.methods.{name}") for name in ("improve", "auto"))
+    monkeypatch.setattr(improve, "STAGES", (improve.Stage(1, 40, 40),) * 3)
+    monkeypatch.setattr(improve, "WIDTHS", (1, 1, 1))
+    monkeypatch.setattr(improve, "MOVES", (40, 40, 40))
+    monkeypatch.setattr(auto, "PROVABLE", (0, 0, 0))
+    rng = np.random.default_rng(seed)
+    p = hs.Problem.from_arrays(rng.normal(size=(40, 30)), target=rng.normal(size=(30, 4)))
+    best = hs.solve(p, "auto", "thorough").loss
+    for method in ("dcc", "one_flip"):
+        assert (best <= hs.solve(p, method, "thorough").loss + 1e-9 * p.energy).all(), method

@@ -506,7 +506,7 @@ def test_a_large_mean_proves_nothing(rng):
     assert not certificate.ok and not any(certificate.optimal)
 
 
-# what reviewers found
+# laws across methods and efforts; stopping; intercepts
 
 
 @pytest.mark.parametrize("fields", [{"bases": 2}, {"bases": 3}, {"scale_group": 2}], ids=str)

@@ -15,6 +15,7 @@ from hashsolve.methods.dcc import dcc
 from hashsolve.methods.each_column import search_columns
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
+from hashsolve.methods.restarts import restarted
 from hashsolve.methods.tabu import MEMBERS, MOVES, evolve_pool, tabu_steps
 from hashsolve.solution import proven
 from hashsolve.state import State
@@ -53,6 +54,7 @@ def improve(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     apart = control.again()
     apart.callback = None  # the history is that of the best codes
     plain = one_flip(instance, start, apart)  # which the other methods begin with
+    descents = [restarted(run, instance, start, apart).codes for run in (dcc, one_flip)]
     diagonals = dual_diagonals(instance, control)
     bound = dual_bounds(instance, control, diagonals)
     order = open_columns(instance, first, bound, control)
@@ -67,7 +69,7 @@ def improve(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
         (babai,) = beam_steps(instance, t, form, plain.codes[t], (1,))
         beams = beam_steps(instance, t, form, plain.codes[t], WIDTHS)
         walks = tabu_steps(instance, t, plain.codes[t], MOVES, control.seed)
-        found = [plain.codes[t], first.codes[t], finish(t, babai)]
+        found = [first.codes[t], finish(t, babai), *(codes[t] for codes in descents)]
         for stage in STAGES[: EFFORTS.index(control.effort) + 1]:
             found += [finish(t, next(beams)), finish(t, next(walks))]
             codes = best_of(instance, t, np.stack(found))

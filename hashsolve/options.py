@@ -1,0 +1,92 @@
+"""Options that several commands of hashsolve share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+
+class OneOf(click.ParamType):
+    """A name out of a few. They are listed here, so that --help need not load numba."""
+
+    name = "name"
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself; a ValueError that says the nearest where it is unknown."""
+        from hashsolve.checks import choice
+
+        return choice(value, f"--{param.name}" if param else self.name, self.names)
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.names[:-1])} or {self.names[-1]}"
+
+
+METHOD = OneOf("sign", "dcc", "one_flip", "babai", "beam", "tabu", "exact", "auto")
+EFFORT = OneOf("fast", "default", "thorough")
+LEVEL = OneOf("valid", "dcc", "one_flip", "two_flip", "optimal")
+PROPAGATION = OneOf("asym", "symfp", "symqt")
+DTYPE = OneOf("float16", "float32", "float64")
+
+
+def json_option(command: Callable) -> Callable:
+    """--json, for machines."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def problem_options(command: Callable) -> Callable:
+    """The source of a problem, for commands that take one."""
+    for option in (
+        click.option("--reference", metavar="X", help="Array X: the target is Y = X'W (asym)."),
+        click.option("--target", metavar="Y", help="Array Y (N, T): the target itself."),
+        click.option("--weights", metavar="W", help="Array W (S, T): PROBLEM is then X (S, N)."),
+        click.argument("problem"),
+    ):
+        command = option(command)
+    return command
+
+
+def scheduler_option(command: Callable) -> Callable:
+    """--scheduler, for work on a cluster."""
+    text = "Sum and solve on a dask.distributed cluster."
+    return click.option("--scheduler", metavar="ADDRESS", help=text)(command)
+
+
+@contextmanager
+def connected(scheduler: str | None) -> Iterator[Any]:
+    """A client of that scheduler; None where none is named."""
+    if scheduler is None:
+        yield None
+        return
+    from hashsolve.cluster import connect
+
+    with connect(scheduler) as client:
+        yield client
+
+
+def named(option: str, names: OneOf, default: str | None, what: str = "") -> Callable:
+    """An option that takes one of a few names, all told by its help."""
+    return click.option(
+        option,
+        type=names,
+        default=default,
+        show_default=default is not None,
+        metavar="NAME",
+        help=f"{names}{what}.",
+    )
+
+
+def method_options(command: Callable) -> Callable:
+    """Method, effort and seed."""
+    for option in (
+        click.option("--seed", default=0, show_default=True, help="Of all random choices."),
+        named("--effort", EFFORT, "default", ", a budget of counted work"),
+        named("--method", METHOD, "auto"),
+    ):
+        command = option(command)
+    return command
