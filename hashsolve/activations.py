@@ -244,8 +244,12 @@ def _sum_by_lags(
 
 
 def group_weights(weights: np.ndarray, geometry: Geometry) -> list[np.ndarray]:
-    """A layer's weight (T, channels / groups, *kernel) as one float64 W (S, T / groups) a group."""
+    """A layer's weight (T, channels / groups, *kernel) as one float64 W (S, T / groups) a group,
+    read-only, so that a `Problem` needs no copy of it."""
     if len(weights) % geometry.groups:
         raise ValueError(f"{len(weights)} filters do not divide into {geometry.groups} groups")
     flat = np.asarray(weights, dtype=np.float64).reshape(geometry.groups, -1, weights[0].size)
-    return [np.ascontiguousarray(w.T) for w in flat]
+    matrices = [w.T.copy() for w in flat]
+    for matrix in matrices:
+        matrix.flags.writeable = False
+    return matrices

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from hashsolve.control import Control
-from hashsolve.dual import certified_bounds, improve_diagonal, starting_diagonal
+from hashsolve.dual import (
+    certified_bounds,
+    improve_diagonal,
+    proof_of,
+    proven_bounds,
+    starting_diagonal,
+)
 from hashsolve.instance import Instance
 
 SHARED_ABOVE = 1500
@@ -30,12 +36,13 @@ def cheap_bounds(instance: Instance, control: Control) -> tuple[np.ndarray, str]
     if not instance.free:
         return certify(instance, control, dual_diagonals(instance, control)), "dual"
     start = start_diagonals(instance)[0]
-    bounds = np.empty(len(instance.energy))
-    for first in range(0, len(bounds), COLUMNS):
-        part = slice(first, first + COLUMNS)
-        cross, energy = instance.cross[part], instance.energy[part]
-        zero = np.zeros_like(start)
-        bounds[part], _ = certified_bounds(instance.gram, cross, energy, zero, start, True)
+    bounds = np.zeros(len(instance.energy))
+    proof = proof_of(instance.gram, np.zeros_like(start), start, True)
+    if proof is not None:
+        for first in range(0, len(bounds), COLUMNS):
+            part = slice(first, first + COLUMNS)
+            cross, energy = instance.cross[part], instance.energy[part]
+            bounds[part] = proven_bounds(instance.gram, cross, energy, proof, True)
     return np.maximum(bounds, 0.0), "least squares"
 
 
@@ -62,6 +69,8 @@ def dual_name(instance: Instance) -> str:
 
 def start_diagonals(instance: Instance) -> np.ndarray:
     """The uniform diagonals that bounds start from, (T, S)."""
+    if instance.free and instance.safely_definite:
+        return np.zeros_like(instance.cross)
     smallest = instance.smallest_eigenvalue
     if instance.free:
         start = starting_diagonal(instance.gram, smallest, instance.cross, True)

@@ -28,7 +28,18 @@ from hashsolve.terminal import echo_json, print_table, progress
 CERTIFICATE_FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
 
+class _Commands(click.Group):
+    """Commands whose interruption is said in one line; click would put an empty one before it."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            raise click.Abort() from None
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     invoke_without_command=True,
 )

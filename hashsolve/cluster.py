@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -21,7 +22,7 @@ from hashsolve.activations import add_in_order, layer_streams, shard_sums, shard
 from hashsolve.bounds import COLUMNS, SHARED_ABOVE
 from hashsolve.geometry import Geometry
 from hashsolve.problem import Problem
-from hashsolve.readers import read_problem
+from hashsolve.readers import read_problem, split
 from hashsolve.solution import Solution
 from hashsolve.solver import solve as solve_here
 from hashsolve.sums import Sums
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 RETRIES = 5
 """Times that a piece of work may be lost with its worker before the whole is given up."""
+PIECES = 4
+"""Pieces of a problem for each thread of the workers: enough to even out, few enough that what
+each needs of H (its copy, its factor) is not done too often."""
+APART = ("sign", "dcc", "one_flip")
+"""Methods whose columns share nothing, however many inputs there are."""
 
 
 def connect(address: str, timeout: str = "10s") -> Client:
@@ -156,18 +162,22 @@ def solve(
     """
     problems = list(problems)
     sizes = list(_in_order(client, _size, [(problem,) for problem in problems]))
-    pieces = [
+    threads = sum(client.nthreads().values())
+    pieces = [cuts(*size, method, threads) for size in sizes]
+    work = [
         (problem, columns, method, effort, seed)
-        for problem, (inputs, count) in zip(problems, sizes, strict=True)
-        for columns in cuts(inputs, count)
+        for problem, each in zip(problems, pieces, strict=True)
+        for columns in each
     ]
-    solved = _in_order(client, _solve_columns, pieces)
-    return [Solution.join([next(solved) for _ in cuts(inputs, count)]) for inputs, count in sizes]
+    solved = _in_order(client, _solve_columns, work)
+    return [Solution.join([next(solved) for _ in each]) for each in pieces]
 
 
-def cuts(inputs: int, columns: int) -> list[slice]:
+def cuts(inputs: int, columns: int, method: str, threads: int) -> list[slice]:
     """Columns that are solved apart; where all share a bound's diagonal, they stay together."""
-    step = COLUMNS if inputs <= SHARED_ABOVE else columns
+    if inputs > SHARED_ABOVE and method not in APART:
+        return [slice(0, columns)]
+    step = COLUMNS * max(1, round(columns / (COLUMNS * PIECES * max(threads, 1))))
     return [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
 
 
@@ -193,7 +203,16 @@ def _read(source: dict[str, str]) -> Problem:
 
 
 def _open(problem: Problem | str | PathLike) -> Problem:
-    return problem if isinstance(problem, Problem) else read_problem(str(problem))
+    if isinstance(problem, Problem):
+        return problem
+    found = os.stat(split(str(problem))[0])
+    return _read_once(str(problem), (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(source: str, version: tuple[int, ...]) -> Problem:
+    """A problem file, kept until another is read: a worker solves many pieces of one."""
+    return read_problem(source)
 
 
 def _size(problem: Problem | str | PathLike) -> tuple[int, int]:

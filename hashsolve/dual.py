@@ -14,15 +14,27 @@ those of an `hashsolve.instance.Instance`: ``gram`` (S, S) and one column's ``cr
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import lapack
 
+from hashsolve.threads import strips
+
 Array = NDArray[np.float64]
 
 UNIT_ROUNDOFF = 2.0**-53
+
+
+def safety_margin(gram: Array) -> float:
+    """A smallest eigenvalue above this makes the Gram matrix safely positive definite."""
+    return _size(gram) * 1e-10 + 8 * cholesky_error(gram)
+
+
+def _size(gram: Array) -> float:
+    return float(np.abs(np.diag(gram)).mean() or np.abs(gram).max())
 
 
 def starting_diagonal(gram: Array, smallest: float, cross: Array, free: bool) -> Array:
@@ -36,8 +48,7 @@ def starting_diagonal(gram: Array, smallest: float, cross: Array, free: bool) ->
     smallest : float
         The smallest eigenvalue of ``gram``.
     """
-    size = np.abs(np.diag(gram)).mean() or np.abs(gram).max()
-    margin = 1e-10 * size + 8 * cholesky_error(gram)
+    size, margin = _size(gram), safety_margin(gram)
     if not free:
         return np.full(len(gram), max(margin, 0.1 * size, np.abs(cross).mean()) - smallest)
     return np.full(len(gram), 0.0 if smallest > margin else margin + max(0.0, -smallest))
@@ -120,33 +131,34 @@ def improve_diagonal(
     return diagonal, steps
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def certified_bounds(
-    gram: Array, cross: Array, energy: Array, diagonal: Array, start: Array, free: bool
-) -> tuple[Array, Array]:
-    """Proven lower bounds of columns from one diagonal, which need not be exact in any sense.
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """A diagonal that makes the Gram matrix positive definite, and what shows it.
 
-    Moves the diagonal toward ``start`` until a shifted Cholesky factorisation succeeds, whose
-    backward error is known; bounds cᵀM⁻¹c by an approximate solution and its residual; and
-    subtracts the rounding of all that. Where no diagonal of sum zero makes the Gram matrix positive
-    definite, as for inputs that are all duplicated, a free scale is unlimited: nothing is proven,
-    and the bound is −inf.
-
-    Parameters
+    Attributes
     ----------
-    cross, energy : array (K, S), (K,)
     diagonal : array (S,)
-    start : array (S,)
-        Of `starting_diagonal`.
-
-    Returns
-    -------
-    bounds : array (K,)
-    diagonal : array (S,)
-        The one that proves them.
+        d; M = H + diag(d) has no eigenvalue below ``error``.
+    factor : array (S, S)
+        The Cholesky factor of M − 2 ``error``.
+    error : float
+        See `cholesky_error`.
     """
-    inputs = len(gram)
-    gamma = 2.0 * (inputs + 4) * UNIT_ROUNDOFF
+
+    diagonal: Array
+    factor: Array
+    error: float
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def proof_of(gram: Array, diagonal: Array, start: Array, free: bool) -> Proof | None:
+    """The proof that a diagonal gives, which need not be exact in any sense.
+
+    Moves it toward ``start``, of `starting_diagonal`, until a shifted Cholesky factorisation
+    succeeds, whose backward error is known. None where no diagonal of sum zero makes the Gram
+    matrix positive definite, as for inputs that are all duplicated: a free scale is unlimited then.
+    """
+    gamma = _gamma(gram)
     centre = start - start.mean() if free else start
     for blend in (0.0, 1e-6, 1e-4, 1e-2, 1.0):
         proven = (1.0 - blend) * diagonal + blend * centre
@@ -158,23 +170,52 @@ def certified_bounds(
         error = cholesky_error(gram, proven)
         factor = factorise(gram, proven - 2.0 * error)
         if factor is not None:
-            break
-    else:
-        return np.full(len(cross), -np.inf), diagonal
-    # Here M >= error·I: see cholesky_error. For any x, with r = c − Mx,
-    # cᵀM⁻¹c = xᵀ(c + r) + rᵀM⁻¹r <= xᵀ(c + r) + |r|² / error.
-    solution = solve_factored(factor, cross)
+            return Proof(proven, factor, error)
+    return None
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def proven_bounds(gram: Array, cross: Array, energy: Array, proof: Proof, free: bool) -> Array:
+    """Lower bounds (K,) of columns, by one proof: cᵀM⁻¹c is bounded by an approximate solution and
+    its residual, and the rounding of all that is subtracted.
+
+    Parameters
+    ----------
+    cross, energy : array (K, S), (K,)
+    """
+    gamma, proven = _gamma(gram), proof.diagonal
+    # For any x, with r = c − Mx, cᵀM⁻¹c = xᵀ(c + r) + rᵀM⁻¹r <= xᵀ(c + r) + |r|² / error.
+    solution = solve_factored(proof.factor, cross)
     residual = cross - (solution @ gram + proven * solution)
     size = np.abs(solution)
-    slack = gamma * (size @ np.abs(gram) + np.abs(proven) * size + np.abs(cross))  # of the residual
+    slack = sum(size[:, rows] @ np.abs(gram[rows]) for rows in strips(len(gram)))
+    slack = gamma * (slack + np.abs(proven) * size + np.abs(cross))  # of the residual
     quadratic = (solution * (cross + residual)).sum(axis=1)
-    quadratic += (np.linalg.norm(residual, axis=1) + np.linalg.norm(slack, axis=1)) ** 2 / error
+    distance = np.linalg.norm(residual, axis=1) + np.linalg.norm(slack, axis=1)
+    quadratic += distance**2 / proof.error
     quadratic += (size * (slack + gamma * (np.abs(cross) + np.abs(residual)))).sum(axis=1)
     excess = 0.0 if free else proven.sum() + gamma * np.abs(proven).sum()
     bounds = energy - quadratic - excess
     rounding = 4 * UNIT_ROUNDOFF * (np.abs(energy) + np.abs(quadratic) + np.abs(excess))
     bounds = bounds - rounding
-    return np.where(np.isfinite(bounds), bounds, -np.inf), proven
+    return np.where(np.isfinite(bounds), bounds, -np.inf)
+
+
+def certified_bounds(
+    gram: Array, cross: Array, energy: Array, diagonal: Array, start: Array, free: bool
+) -> tuple[Array, Array]:
+    """The `proven_bounds` (K,) of a diagonal, and the diagonal that proves them: see `proof_of`.
+
+    They are −inf where nothing is proven.
+    """
+    proof = proof_of(gram, diagonal, start, free)
+    if proof is None:
+        return np.full(len(cross), -np.inf), diagonal
+    return proven_bounds(gram, cross, energy, proof, free), proof.diagonal
+
+
+def _gamma(gram: Array) -> float:
+    return 2.0 * (len(gram) + 4) * UNIT_ROUNDOFF
 
 
 def cholesky_error(gram: Array, diagonal: Array | float = 0.0) -> float:

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy import linalg
 
+from hashsolve.dual import factorise, safety_margin
 from hashsolve.problem import Problem
 
 
@@ -46,9 +47,10 @@ class Instance:
     def of(cls, problem: Problem) -> Instance:
         """Normalise a problem."""
         live = problem.gram.any(axis=1)
-        gram = problem.gram if live.all() else problem.gram[np.ix_(live, live)]
-        peak = np.abs(gram).max() if gram.size else 1.0
+        peak = max(problem.gram.max(), -problem.gram.min()) or 1.0
         half = (np.frexp(peak)[1] + 1) // 2  # inputs are measured in units of 2**half
+        gram = problem.gram.copy() if live.all() else problem.gram[np.ix_(live, live)]
+        np.ldexp(gram, -2 * half, out=gram)
         cross = problem.cross[live].T
         dead_pull = problem.cross[~live]
         if problem.free_scale:
@@ -73,7 +75,7 @@ class Instance:
             magnitude = np.abs(weights).mean(axis=1)
             weights = weights[:, live]
         return cls(
-            gram=np.ascontiguousarray(np.ldexp(gram, -2 * half)),
+            gram=gram,
             cross=np.ascontiguousarray(cross),
             energy=energy,
             free=problem.free_scale,
@@ -90,6 +92,13 @@ class Instance:
         names = ("cross", "energy", "known_weights", "known_magnitude", "scale_unit", "loss_unit")
         rows = {name: getattr(self, name) for name in names}
         return replace(self, **{name: v[t : t + 1] for name, v in rows.items() if v is not None})
+
+    @cached_property
+    def safely_definite(self) -> bool:
+        """Whether the Gram matrix is positive definite, far beyond rounding: a factorisation
+        says so in a tenth of the time that its eigenvalues take."""
+        margin = np.full(len(self.gram), -2.0 * safety_margin(self.gram))
+        return factorise(self.gram, margin) is not None
 
     @cached_property
     def smallest_eigenvalue(self) -> float:

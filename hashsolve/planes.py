@@ -251,7 +251,7 @@ class LagSums:
     def add_to(self, sums: Sums) -> None:
         """Put the blocks together and add them to the sums of rows."""
         taps, total = len(self.plan.taps), self.total
-        gram = np.zeros((self.channels, taps, self.channels, taps))
+        gram = sums.gram.reshape(self.channels, taps, self.channels, taps)
         for i, j, n in self.plan.uses:
             gram[:, i, :, j] += total["cells"][n]
             if i != j:
@@ -259,7 +259,7 @@ class LagSums:
         size = self.channels * taps
         rows = self.samples * prod(axis.outputs for axis in self.plan.axes)
         inputs = Planes(self.plan, total["inputs"][None]).totals().reshape(-1)
-        sums.add_sums(rows, gram.reshape(size, size), inputs, total["input_peak"][0])
+        sums.count(rows, inputs, total["input_peak"][0])
         if self.targets:
             cross = total["cross"].reshape(size, -1)
             sums.add_target_sums(cross, total["energy"], total["targets"], total["target_peak"])

@@ -13,7 +13,7 @@ from hashsolve import checks
 from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
 from hashsolve.packing import combine
 from hashsolve.sums import Sums, in_range, sum_arrays
-from hashsolve.threads import one_blas_thread, product
+from hashsolve.threads import magnitudes_times, one_blas_thread, product
 from hashsolve.validation import CONSTANT, validated
 
 
@@ -137,9 +137,7 @@ class Problem:
     @classmethod
     def from_sums(cls, sums: Sums, weights: np.ndarray | None = None, **variant: Any) -> Problem:
         """The problem of `hashsolve.sums.Sums`; where those hold no target, Y = X̂ᵀW."""
-        sums.finish()
-        gram = sums.gram
-        gram.flags.writeable = False  # it is nobody else's, so no copy is needed
+        gram = sums.finish().gram  # it changes no more, so no copy is needed
         if sums.energy.size:
             cross, energy, target_sum = sums.cross, sums.energy, sums.target_sum
         else:
@@ -150,7 +148,8 @@ class Problem:
             unit_energy = np.maximum(np.einsum("st,st->t", unit, unit_cross), 0.0)
             with one_blas_thread(), np.errstate(over="ignore", under="ignore"):
                 # outputs that cancel (weights +1, −1 on equal inputs) leave rounding: that is zero
-                size = np.einsum("st,st->t", np.abs(unit), product(np.abs(gram), np.abs(unit)))
+                magnitude = magnitudes_times(gram, np.abs(unit))
+                size = np.einsum("st,st->t", np.abs(unit), magnitude)
                 cancel = np.isfinite(size) & (unit_energy <= np.finfo(float).eps * size)
                 unit_energy[cancel], unit_cross[:, cancel] = 0.0, 0.0
                 cross = np.ldexp(unit_cross, exponent)

@@ -140,7 +140,7 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
     state = State(instance, outcome.codes, control, turn=method.promise != "valid")
     loss = state.loss(outcome.scales)
     # what the rounding of sums of such terms can do to the loss
-    size = outcome.scales**2 * np.abs(instance.gram).sum()
+    size = outcome.scales**2 * sum(np.abs(row).sum() for row in instance.gram)
     size += outcome.scales * np.abs(instance.cross).sum(axis=1)
     noise = 1e-11 * np.abs(instance.energy) + 1e-13 * size
     if instance.free:

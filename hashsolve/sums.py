@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 
 from hashsolve import checks
 from hashsolve.checks import finite
-from hashsolve.threads import add_gram, one_blas_thread, product
+from hashsolve.threads import add_gram, one_blas_thread, product, strips
 
 MAX_BLOCK_ROWS = 8192
 SMALLEST_SQUARE = 1e-305
@@ -37,6 +38,11 @@ class Sums:
         Number of filters T, or 0.
     name : str
         What the rows belong to, for error messages.
+
+    Attributes
+    ----------
+    gram : array (S, S)
+        H; only its upper triangle until `finish`.
     """
 
     def __init__(self, inputs: int, targets: int = 0, name: str = "problem"):
@@ -49,15 +55,10 @@ class Sums:
         self.energy = np.zeros(targets)
         self.input_peak = 0.0
         self.target_peak = np.zeros(targets)
-        self._upper = np.zeros((inputs, inputs))
+        self.gram = np.zeros((inputs, inputs))
         self._block_rows = block_rows(inputs)
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._pending_rows = 0
-
-    @property
-    def gram(self) -> np.ndarray:
-        """H (S, S), both triangles, of the rows added in full blocks so far."""
-        return np.triu(self._upper) + np.triu(self._upper, 1).T
 
     def add(self, inputs: np.ndarray, targets: np.ndarray | None = None) -> None:
         """Add rows: ``inputs`` (S, n), ``targets`` (T, n); any n."""
@@ -91,9 +92,9 @@ class Sums:
             if row_weights is not None:
                 x = x * root
                 y = None if y is None else y * root
-            add_gram(self._upper, x)
+            add_gram(self.gram, x)
             self.input_sum += _row_sums(x, root, f"{self.name}: inputs")
-            if np.diagonal(self._upper).max() < SMALLEST_SQUARE:
+            if np.diagonal(self.gram).max() < SMALLEST_SQUARE:
                 self.input_peak = max(self.input_peak, np.abs(x).max(initial=0.0))
             if y is not None:
                 self.cross += product(x, y.T)
@@ -106,11 +107,8 @@ class Sums:
         self.rows += x.shape[1]
         self.row_weight += float(root @ root)
 
-    def add_sums(
-        self, rows: int, gram: np.ndarray, input_sum: np.ndarray, input_peak: float
-    ) -> None:
-        """Add H and ΣX̂ that were summed elsewhere, and the largest |X̂|."""
-        self._upper += gram
+    def count(self, rows: int, input_sum: np.ndarray, input_peak: float) -> None:
+        """Add ΣX̂ and the largest |X̂| of rows whose H was added elsewhere."""
         self.input_sum += input_sum
         self.input_peak = max(self.input_peak, input_peak)
         self.rows += rows
@@ -119,14 +117,15 @@ class Sums:
     def merge(self, other: Sums) -> None:
         """Add the sums of other rows."""
         other._flush()
-        self.add_sums(other.rows, other._upper, other.input_sum, other.input_peak)
+        self.gram += other.gram
+        self.count(other.rows, other.input_sum, other.input_peak)
         self.row_weight += other.row_weight - other.rows
         self.add_target_sums(other.cross, other.energy, other.target_sum, other.target_peak)
 
     def add_target_sums(
         self, cross: np.ndarray, energy: np.ndarray, target_sum: np.ndarray, peak: np.ndarray
     ) -> None:
-        """Add C, e and ΣY of rows whose inputs `add_sums` has added, and the largest |Y|."""
+        """Add C, e and ΣY of rows that `count` has counted, and the largest |Y|."""
         self.cross += cross
         self.energy += energy
         self.target_sum += target_sum
@@ -140,7 +139,8 @@ class Sums:
             self.add_block(inputs, targets)
 
     def finish(self) -> Sums:
-        """Add what is left of the last block; check that nothing over- or underflowed.
+        """Add what is left of the last block, check that nothing over- or underflowed, and fill the
+        lower triangle of H; nothing can be added afterwards.
 
         Raises
         ------
@@ -150,11 +150,21 @@ class Sums:
         self._flush()
         if self.rows == 0:
             raise ValueError(f"{self.name}: no rows were summed: the inputs are empty")
-        peak = np.diagonal(self._upper).max()
+        peak = np.diagonal(self.gram).max()
         in_range("inputs", self.name, self.input_peak, peak)
         for t in range(len(self.energy)):
             in_range(f"target column {t}", self.name, self.target_peak[t], self.energy[t])
+        if self.gram.flags.writeable:
+            _mirror(self.gram)
+            self.gram.flags.writeable = False
         return self
+
+
+def _mirror(gram: np.ndarray) -> None:
+    """Copy the upper triangle to the lower one, in place and by tiles."""
+    for i, j in itertools.combinations_with_replacement(strips(len(gram)), 2):
+        tile = gram[i, j]
+        gram[j, i] = tile.T if i != j else np.triu(tile) + np.triu(tile, 1).T
 
 
 def _row_sums(values: np.ndarray, root: np.ndarray, name: str) -> np.ndarray:

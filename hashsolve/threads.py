@@ -20,6 +20,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  its BLAS has to be loaded before `_blas` looks for it
 from threadpoolctl import ThreadpoolController
 
+_STRIP = 512
 _INLINE_WORK = 2_000_000  # multiplications below which threads cost more than they save
 
 
@@ -89,6 +90,16 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.n
     tiles = itertools.product(_cuts(a.shape[0]), _cuts(b.shape[1]))
     _tiled(lambda i, j: np.matmul(a[i], b[:, j], out=out[i, j]), tiles, out.size * a.shape[1])
     return out
+
+
+def magnitudes_times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a| @ b, without a copy of all of a."""
+    return np.concatenate([product(np.abs(a[rows]), b) for rows in strips(len(a))])
+
+
+def strips(rows: int) -> list[slice]:
+    """Rows of a large matrix, a fixed cut for work that would otherwise need a copy of it."""
+    return [slice(start, min(start + _STRIP, rows)) for start in range(0, rows, _STRIP)]
 
 
 def add_gram(total: np.ndarray, x: np.ndarray) -> None:

@@ -12,10 +12,14 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_network import calibration, network
 
 import hashsolve as hs
 from hashsolve import activations, cli
+from hashsolve.bounds import COLUMNS, SHARED_ABOVE
+from hashsolve.methods import METHODS
 from hashsolve.readers import read_problem
 from hashsolve.testing.strategies import make_case
 
@@ -84,6 +88,42 @@ def test_solves_are_those_of_one_process(client, method, tmp_path):
     found = cluster.solve(client, [str(tmp_path / "p.h5"), *problems[1:]], method)
     for solution, problem in zip(found, problems, strict=True):
         same(solution, hs.solve(problem, method))
+
+
+def test_columns_of_many_inputs_are_solved_apart(client, rng, tmp_path):
+    inputs = SHARED_ABOVE + 1
+    problem = hs.Problem(
+        np.eye(inputs) + 0.1, rng.normal(size=(inputs, 30)), np.full(30, 2.0 * inputs)
+    )
+    problem.save(tmp_path / "p.h5")
+    (found,) = cluster.solve(client, [tmp_path / "p.h5"], "dcc")
+    same(found, hs.solve(problem, "dcc"))
+
+
+@given(
+    st.integers(1, 4000), st.integers(1, 5000), st.sampled_from(list(METHODS)), st.integers(0, 99)
+)
+def test_cuts(inputs, columns, method, threads):
+    """They cover the columns in order, at places where one process cuts too."""
+    pieces = cluster.cuts(inputs, columns, method, threads)
+    assert [n for piece in pieces for n in range(columns)[piece]] == list(range(columns))
+    assert all(piece.start % COLUMNS == 0 for piece in pieces)
+    if inputs > SHARED_ABOVE and method not in cluster.APART:
+        assert len(pieces) == 1
+    elif columns >= 2 * COLUMNS * cluster.PIECES * max(threads, 1):
+        assert len(pieces) >= threads
+
+
+def test_a_file_is_read_once_for_all_its_pieces(tmp_path, monkeypatch):
+    """And again when it has changed."""
+    read = []
+    monkeypatch.setattr(cluster, "read_problem", lambda s: read.append(s) or hs.Problem.load(s))
+    path = str(tmp_path / "p.h5")
+    for cross in (1.0, 2.0):
+        hs.Problem(np.eye(2), np.full((2, 1), cross), [4.0]).save(path)
+        for _ in range(3):
+            assert cluster._open(path).cross[0, 0] == cross
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import signal
@@ -17,6 +18,7 @@ import pytest
 from small_network import SKIPPED, calibration, network
 
 import hashsolve as hs
+from hashsolve import cli
 from hashsolve.activations import open_activations
 from hashsolve.files import open_h5
 from hashsolve.readers import open_array, read_problem
@@ -134,6 +136,61 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         hs.binarize(net, calibration(), tmp_path / "file" / "run")
     for name, weight in net.original.items():
         np.testing.assert_array_equal(net.products[name].weight, weight)
+
+
+# Ctrl-C
+
+HELD = """
+import importlib, sys, time
+from pathlib import Path
+from hashsolve.cli import main
+module, name = {place!r}.split(":")
+def held(*_, **__):
+    Path("waiting").touch()
+    time.sleep(600)
+module = importlib.import_module(module)
+getattr(module, name)
+setattr(module, name, held)
+sys.exit(main(sys.argv[1:]))
+"""
+WORK = {  # the command, and the work of its that is held up
+    "solve": ("solve p.h5 -o s.h5", "hashsolve.solver:_solve"),
+    "verify": ("verify p.h5 p.h5", "hashsolve.readers:read_codes"),
+    "binarize": (
+        "binarize --network small_network:network --calibration x.npy --run-dir run",
+        "hashsolve.layer_run:solve",
+    ),
+    "inspect": ("inspect p.h5", "hashsolve.inspection:inspect"),
+    "demo": ("demo --run-dir run", "torch_glue.demo:run_demo"),
+    "bench": ("bench", "hashsolve.bench:time_sweeps"),
+}
+
+
+@pytest.mark.parametrize("command", list(cli.cli.commands))
+def test_ctrl_c(command, tmp_path):
+    """One line, code 130, nothing half written; in all that the command has."""
+    arguments, place = WORK[command]
+    if command == "demo":
+        pytest.importorskip("torch")
+        pytest.importorskip("sklearn")
+    hs.Problem(np.eye(2), np.ones((2, 1)), [4.0]).save(tmp_path / "p.h5")
+    np.save(tmp_path / "x.npy", calibration()[0])
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD.format(place=place), *arguments.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "waiting").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), error
+    assert error.startswith("hashsolve: interrupted; ") and error.count("\n") == 1
+    assert not (tmp_path / "s.h5").exists() and not list(tmp_path.rglob(".*.part"))
 
 
 # files that mean harm

@@ -21,6 +21,7 @@ import hashsolve as hs
 from hashsolve import threads
 from hashsolve.activations import layer_sums
 from hashsolve.sums import Sums
+from hashsolve.testing.strategies import make_case
 from hashsolve.threads import add_gram, one_blas_thread, product, spread
 
 SIZE = st.integers(1, 300)
@@ -152,6 +153,67 @@ def test_spread_after_a_fork():
         if child == 0:
             os._exit(len(spread(str, range(4))))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+
+
+def test_blas_stays_on_one_thread_while_ours_are_many():
+    case = make_case("relu", 0, size=40, columns=9, rows=80)
+    seen = []
+    with threadpool_limits(2, user_api="blas"):
+        for method in ("dcc", "auto"):
+            hs.solve(
+                case.problem, method, callback=lambda _: seen.append(blas_threads()), threads=3
+            )
+            assert blas_threads() == {2}
+    assert len(seen) > 9 and all(counts == {1} for counts in seen)
+
+
+CONCURRENT = """
+import sys, threading
+import numba, numpy as np
+import hashsolve as hs
+from hashsolve.testing.strategies import make_case
+
+@numba.njit(parallel=True)
+def theirs(x):
+    for i in numba.prange(len(x)):
+        x[i] = i
+
+try:
+    theirs(np.zeros(100))
+except ValueError:  # this layer is not here
+    sys.exit(77)
+assert numba.threading_layer() == sys.argv[1]
+problems = [make_case("relu", i, size=20, columns=9, rows=40).problem for i in range(6)]
+alone = [hs.solve(p, "auto", "fast") for p in problems]
+found = [None] * 6
+
+def work(i):
+    found[i] = hs.solve(problems[i], "auto", "fast", threads=2)
+
+workers = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+for worker in workers:
+    worker.start()
+while any(worker.is_alive() for worker in workers):
+    theirs(np.zeros(100))
+for a, b in zip(alone, found, strict=True):
+    np.testing.assert_array_equal(a.codes, b.codes)
+    np.testing.assert_array_equal(a.lower_bound, b.lower_bound)
+"""
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+def test_concurrent_solves(layer):
+    """Under every threading layer of Numba, beside a parallel kernel of the caller's own."""
+    done = subprocess.run(
+        [sys.executable, "-c", CONCURRENT, layer],
+        env={**os.environ, "NUMBA_THREADING_LAYER": layer},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode == 77:
+        pytest.skip(f"Numba's threading layer {layer!r} is not installed")
+    assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":
