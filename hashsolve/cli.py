@@ -257,7 +257,7 @@ def binarize(
     if dry_run:
         from hashsolve.estimate import estimate
 
-        kept = ("propagation", "skip", "dtype", "keep_activations")
+        kept = ("propagation", "method", "skip", "dtype", "keep_activations")
         chosen = {name: options[name] for name in kept}
         with open_array(calibration) as array:
             found = estimate(made, Batches(array, batch_size, samples), **chosen)

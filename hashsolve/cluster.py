@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 RETRIES = 5
 """Times that a piece of work may be lost with its worker before the whole is given up."""
 PIECES = 4
-"""Pieces of a problem for each thread of the workers: enough to even out, few enough that what
-each needs of H (its copy, its factor) is not done too often."""
+"""Pieces of a problem for each thread of the workers, to even out."""
+INPUTS_PER_COLUMN = 16
+"""At most: each piece reads, copies and factors H, which fewer columns would not be worth."""
 APART = ("sign", "dcc", "one_flip")
 """Methods whose columns share nothing, however many inputs there are."""
 
@@ -177,7 +178,8 @@ def cuts(inputs: int, columns: int, method: str, threads: int) -> list[slice]:
     """Columns that are solved apart; where all share a bound's diagonal, they stay together."""
     if inputs > SHARED_ABOVE and method not in APART:
         return [slice(0, columns)]
-    step = COLUMNS * max(1, round(columns / (COLUMNS * PIECES * max(threads, 1))))
+    least, even = inputs / INPUTS_PER_COLUMN, columns / (PIECES * max(threads, 1))
+    step = COLUMNS * max(1, round(max(least, even) / COLUMNS))
     return [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
 
 

@@ -14,8 +14,12 @@ from hashsolve import checks
 from hashsolve.activations import DTYPES
 from hashsolve.network import Layer, Network, select
 
-MEMORY = 512 * 2**20
-"""Bytes that blocks of rows take on top of the sums, whatever the layer and the data."""
+MEMORY = 384 * 2**20
+"""Bytes that libraries and blocks of rows take, whatever the layer and the number of rows."""
+COPIES = {"sign": 2, "dcc": 2, "one_flip": 2}
+"""Matrices of the size of H that solving needs beside it, at most at one time."""
+MOST_COPIES = 7
+"""The same of all other methods."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def estimate(
     network: Network,
     calibration: Iterable[Any],
     propagation: str = "asym",
+    method: str = "auto",
     *,
     skip: Iterable[str] = (),
     dtype: str = "float32",
@@ -75,7 +80,7 @@ def estimate(
 
     Parameters
     ----------
-    network, calibration, propagation, skip, dtype, keep_activations
+    network, calibration, propagation, method, skip, dtype, keep_activations
         As in `hashsolve.binarize`.
 
     Returns
@@ -98,7 +103,8 @@ def estimate(
     for index, layer in enumerate(layers):
         maps = np.asarray(network.layer_input(layer.name, first, binarized=False))
         streams = 2 if propagation == "asym" and index > 0 else 1
-        rows.append(_row(layer, layer.geometry.samples(maps), share, streams, dtype))
+        copies = COPIES.get(method, MOST_COPIES)
+        rows.append(_row(layer, layer.geometry.samples(maps), share, streams, dtype, copies))
     activations = [row["activations"] for row in rows]
     disk = sum(activations) if keep_activations else max(activations)
     disk += sum(row["sums"] for row in rows)
@@ -114,7 +120,9 @@ def _length(batch: Any) -> int:
     return len(batch)
 
 
-def _row(layer: Layer, maps: np.ndarray, share: float, streams: int, dtype: str) -> dict[str, Any]:
+def _row(
+    layer: Layer, maps: np.ndarray, share: float, streams: int, dtype: str, copies: int
+) -> dict[str, Any]:
     geometry = layer.geometry
     positions = 1 if geometry.linear else math.prod(geometry.output(maps.shape[2:]))
     inputs, columns = layer.fan_in, layer.shape[0] // geometry.groups
@@ -128,5 +136,6 @@ def _row(layer: Layer, maps: np.ndarray, share: float, streams: int, dtype: str)
         "rows": round(len(maps) * share) * positions,
         "activations": round(maps.size * share) * streams * np.dtype(dtype).itemsize,
         "sums": sums,
-        "memory": 2 * geometry.groups * 8 * (inputs**2 + inputs * columns) + MEMORY,
+        # of one group while it is solved, beside the sums and weights of all
+        "memory": sums + 8 * (copies * inputs**2 + 7 * inputs * columns) + MEMORY,
     }

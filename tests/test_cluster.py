@@ -92,9 +92,9 @@ def test_solves_are_those_of_one_process(client, method, tmp_path):
 
 def test_columns_of_many_inputs_are_solved_apart(client, rng, tmp_path):
     inputs = SHARED_ABOVE + 1
-    problem = hs.Problem(
-        np.eye(inputs) + 0.1, rng.normal(size=(inputs, 30)), np.full(30, 2.0 * inputs)
-    )
+    gram, cross = np.eye(inputs) + 0.1, rng.normal(size=(inputs, 150))
+    problem = hs.Problem(gram, cross, np.full(150, 2.0 * inputs))
+    assert len(cluster.cuts(inputs, 150, "dcc", 2)) > 1
     problem.save(tmp_path / "p.h5")
     (found,) = cluster.solve(client, [tmp_path / "p.h5"], "dcc")
     same(found, hs.solve(problem, "dcc"))
@@ -110,7 +110,7 @@ def test_cuts(inputs, columns, method, threads):
     assert all(piece.start % COLUMNS == 0 for piece in pieces)
     if inputs > SHARED_ABOVE and method not in cluster.APART:
         assert len(pieces) == 1
-    elif columns >= 2 * COLUMNS * cluster.PIECES * max(threads, 1):
+    elif columns >= 2 * max(COLUMNS * cluster.PIECES, inputs) * max(threads, 1):
         assert len(pieces) >= threads
 
 

@@ -4,8 +4,8 @@
 
 Each layer is binarised by `hashsolve.binarize` in a process of its own, from an adapter that makes
 its input maps up, batch by batch, and keeps none. ``peak`` is that process's largest resident set
-(getrusage, interpreter and libraries included); ``bound`` is 2 (8 S² + 8 S T) bytes + 512 MB.
-Prints one line of JSON a layer and exits with 1 where a peak is above its bound.
+(getrusage, interpreter and libraries included); ``said`` is what ``--dry-run`` had said, whatever
+the number of rows. Prints one line of JSON a layer; exits with 1 where a peak is above that.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def one(name: str, gigabytes: float, folder: str) -> None:
     each = batch * int(np.prod(sample)) * np.dtype("float16").itemsize
     batches = Batches(-(-int(gigabytes * share * 1e9) // each))
     network = Endless(name)
-    said = estimate(network, Batches(1), dtype="float16")
+    said = estimate(network, Batches(1), method=method, dtype="float16")
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as run_dir:
         options = {"dtype": "float16", "keep_activations": True}
@@ -92,7 +92,7 @@ def one(name: str, gigabytes: float, folder: str) -> None:
         "rows": run.report.rows[0]["rows"],
         "cache": cache,
         "peak": peak,
-        "bound": said.memory,
+        "said": said.memory,
         "seconds": round(time.perf_counter() - begun),
         "relative_error": run.layers[0].relative_error,
     }
@@ -117,7 +117,7 @@ def main(gigabytes: float, folder: str | None, layer: str | None, here: bool) ->
         text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         print(text, end="", flush=True)
         row = json.loads(text)
-        above = above or row["peak"] > row["bound"]
+        above = above or row["peak"] > row["said"]
     sys.exit(int(above))
 
 
