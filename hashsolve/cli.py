@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -53,6 +52,7 @@ def cli(context: click.Context) -> None:
     hashsolve solve problem.h5 -o solution.h5        min |Y - X'BA|^2, B in {-1, +1}
     hashsolve verify problem.h5 solution.h5          is it what it claims to be?
     hashsolve binarize --network mymodels:resnet --calibration images.npy --run-dir run
+    hashsolve report run                             a page with tables and pictures
     hashsolve bench                                  how fast is it here?
 
     Exit codes: 0 done; 1 a certificate failed; 2 unusable input, said in one line; 130 interrupted.
@@ -274,7 +274,38 @@ def binarize(
         echo_json(run.report.to_dict())
     else:
         click.echo(str(run.report))
-        click.echo(f"wrote {run.run_dir}: report.json, report.csv, layers/")
+        click.echo(f"wrote {run.run_dir}: report.json, report.csv, layers/{page_of(run.run_dir)}")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="The page.  [default: RUN/report.html]")
+@click.option(
+    "--against",
+    default="dcc",
+    show_default=True,
+    help="A method whose errors are shown too; the saved problems are solved by it. Or none.",
+)
+def report(runs: tuple[str, ...], output: str | None, against: str) -> None:
+    """Write the HTML page of a finished run, or of two side by side.
+
+    \b
+    hashsolve report run
+    hashsolve report run other-run -o both.html
+
+    The page holds all that it shows, and needs no network. Needs pip install 'hashsolve[report]'.
+    """
+    from hashsolve.page import write_page
+    from hashsolve.readers import check_output
+
+    if output is None and len(runs) > 1:
+        raise ValueError("--output: name the page of two runs")
+    place = Path(output or Path(runs[0]) / "report.html")
+    if Path(runs[0]).is_dir():
+        check_output("--output", str(place), (), (".html",))
+    with progress("nothing was written; start it again") as show:
+        write_page(place, *runs, against=None if against == "none" else against, progress=show)
+    click.echo(f"wrote {place}")
 
 
 @cli.command()
@@ -314,7 +345,13 @@ def demo(run_dir: str, seed: int, as_json: bool) -> None:
     run_demo = load_object("torch_glue.demo:run_demo")
     with progress("the same command starts it anew") as show:
         result = run_demo(Path(run_dir), seed, show)
-    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else str(result))
+        pages = [page_of(Path(row.run_dir), show) for row in result.rows]
+    if as_json:
+        echo_json(result.to_dict())
+        return
+    click.echo(str(result))
+    if all(pages):
+        click.echo(f"\nA page of each run is in its folder; {run_dir}/auto-asym/report.html")
 
 
 @cli.command()
@@ -337,6 +374,18 @@ def bench(inputs: int, columns: int, as_json: bool) -> None:
         echo_json(found)
         return
     print_table(("", "measured", "meant to be"), rows(found))
+
+
+def page_of(run_dir: Path, show: Any = None) -> str:
+    """Write the page of a run into its folder; what to say of that, nothing without the extra."""
+    from importlib.util import find_spec
+
+    if find_spec("jinja2") is None or find_spec("matplotlib") is None:
+        return ""
+    from hashsolve.page import write_page
+
+    write_page(run_dir / "report.html", run_dir, progress=show)
+    return ", report.html"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -39,7 +39,8 @@ class Report:
         mean |W|; ``flips`` counts codes that differ from sign(W); ``lower_bound`` is relative to
         the energy, as the errors are.
     summary : dict
-        Settings, totals, versions, the SHA-256 of all codes.
+        Settings, totals, versions, the SHA-256 of all codes. Whoever measures accuracy may add it,
+        as ``accuracy``, a mapping of names to numbers, and `save` the report again.
     """
 
     rows: list[dict[str, Any]]

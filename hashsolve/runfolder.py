@@ -26,7 +26,8 @@ class RunFolder:
     ``manifest.json`` holds the fingerprints of weights, calibration, geometry and settings;
     ``layers/NAME.problem.h5`` a layer's sums (one HDF5 group a convolution group, where there
     are several); ``layers/NAME.solution.h5`` its codes and scales; ``report.json`` and
-    ``report.csv`` the report. Every file appears whole or not at all, the solution last.
+    ``report.csv`` the report, and ``report.html`` its page, where one was made. Every file appears
+    whole or not at all, the solution last.
 
     From `begin` to the end of a with statement the folder is locked, by an advisory lock that
     goes with the process, however that ends.
@@ -94,7 +95,7 @@ class RunFolder:
         for pattern in ("layers/*.problem.h5", "layers/*.solution.h5", "activations/*.h5"):
             for old in self.path.glob(pattern):
                 old.unlink()
-        for name in ("report.json", "report.csv", "manifest.json"):
+        for name in ("report.json", "report.csv", "report.html", "manifest.json"):
             (self.path / name).unlink(missing_ok=True)
 
     def _read(self, manifest: Path) -> dict[str, Any]:

@@ -160,6 +160,7 @@ WORK = {  # the command, and the work of its that is held up
         "binarize --network small_network:network --calibration x.npy --run-dir run",
         "hashsolve.layer_run:solve",
     ),
+    "report": ("report run", "hashsolve.page:write_page"),
     "inspect": ("inspect p.h5", "hashsolve.inspection:inspect"),
     "demo": ("demo --run-dir run", "torch_glue.demo:run_demo"),
     "bench": ("bench", "hashsolve.bench:time_sweeps"),
