@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torch_glue.network import KINDS
+
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = tuple(dict.fromkeys((*KINDS, *TRANSPOSED)))
+"""Modules whose weight may be binary."""
 
 
 def transposed_groups(module: nn.Module) -> int:

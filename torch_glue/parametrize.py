@@ -16,8 +16,7 @@ from hashsolve import checks
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
 from hashsolve.runfolder import RunFolder
-from torch_glue.filters import as_rows, binary_scales, from_rows, transposed_groups
-from torch_glue.network import KINDS
+from torch_glue.filters import LAYERS, as_rows, binary_scales, from_rows, transposed_groups
 
 SCALES = ("trained", "fixed", "mean", "none")
 
@@ -72,6 +71,8 @@ class BinaryWeight(nn.Module):
         super().__init__()
         self.kind, self.groups = kind, groups
         self.stochastic, self.clip, self.share = stochastic, clip, 1.0
+        if scales is not None:  # a copy in plain strides, as data parallelism wants them
+            scales = scales.new_empty(scales.shape).copy_(scales)
         if kind == "trained":
             self.scales = nn.Parameter(scales)
         else:
@@ -288,8 +289,20 @@ def detach(model: nn.Module) -> list[str]:
             )
     for module in found.values():
         binary_of(module).eval()  # nothing random, nothing left out
+        _own_class(module)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     return list(found)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own.
+
+    Copies of it (of the model, averages of its parameters) share the class that torch made for it,
+    from which `remove_parametrizations` deletes the weight: of the copies too.
+    """
+    kind = type(module)
+    members = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, kind.__bases__, members)
 
 
 def attached(model: nn.Module) -> dict[str, nn.Module]:
@@ -342,7 +355,7 @@ def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
         module = known[name]
         if name in found:
             raise ValueError(f"layers: {name} is named twice")
-        if not isinstance(module, KINDS):
+        if not isinstance(module, LAYERS):
             raise ValueError(f"layers: {name} is a {type(module).__name__}, which has no codes")
         if parametrize.is_parametrized(module):
             raise ValueError(f"{name}: its weight is parametrized already: detach(model) first")

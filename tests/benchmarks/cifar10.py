@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import torch_glue
 from hashsolve.files import atomic, digest, write_json
-from torch_glue.finetune import finetune
+from torch_glue import finetune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import shared_data

@@ -293,9 +293,7 @@ def finetune(
         for parameter, wants in wanted:
             parameter.requires_grad_(wants)
     history = [Epoch(*row) for row in state["history"]]
-    result = FineTuned(
-        state["began"], ended, state["measures"], history, left, state["seconds"]
-    )
+    result = FineTuned(state["began"], ended, state["measures"], history, left, state["seconds"])
     if result.worse:
         warnings.warn(f"fine-tuning left the network worse: {result}", stacklevel=2)
     return result
@@ -374,12 +372,12 @@ def _set_step(
 ) -> None:
     """The learning rates and the share of the step that comes after ``done`` of them."""
     rise = warmup * steps
-    if done + 1 < rise:
-        factor = (done + 1) / rise
+    if done < rise:
+        factor = min(1.0, (done + 1) / rise)
     else:
         factor = 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1.0, steps - rise)))
     for group in stepper.param_groups:
-        group["lr"] = group["peak"] * min(1.0, factor)
+        group["lr"] = group["peak"] * factor
     _set_share(model, shares[done * len(shares) // steps])
 
 
@@ -407,7 +405,11 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _recalibrated(
-    model: nn.Module, batches: Any, judge: Callable[[], tuple[float, dict[str, float]]], score: float, left: str
+    model: nn.Module,
+    batches: Any,
+    judge: Callable[[], tuple[float, dict[str, float]]],
+    score: float,
+    left: str,
 ) -> tuple[float, str]:
     """Re-estimate BatchNorm; take it back unless the score is better."""
     before = _copy(model)
