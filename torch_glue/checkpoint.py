@@ -225,9 +225,8 @@ def _packed(value: Tensor, groups: int) -> tuple[Tensor, Tensor] | None:
         return None
     rows = as_rows(value.cpu(), groups)
     size = rows.abs()
-    change = (size[:, 1:] != size[:, :-1]).any(0).nonzero()[
-        :, 0
-    ] + 1  # NaN always changes: it is never packed
+    # where any row's magnitude changes; NaN always does, so that it is never packed
+    change = (size[:, 1:] != size[:, :-1]).any(0).nonzero()[:, 0] + 1
     length = math.gcd(rows.shape[1], *change.tolist())
     scales = size[:, ::length].contiguous()
     codes = torch.where(rows.signbit(), -1, 1).to(torch.int8).numpy()
