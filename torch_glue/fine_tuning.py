@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -190,11 +189,17 @@ def finetune(
             "distillation and warmup must be in [0, 1], temperature positive, got "
             f"{distillation}, {warmup}, {temperature}"
         )
-    first = list(itertools.islice(loader, PROBE)) if evaluate is None else []
-    try:
-        per_epoch = len(loader)
-    except TypeError:
-        per_epoch = sum(1 for _ in loader)
+    if isinstance(loader, Iterator):
+        raise ValueError(
+            "loader: this iterator can be gone through only once, but each epoch needs a pass"
+        )
+    with random_state_kept():
+        probe = PROBE if evaluate is None else 0
+        first = list(itertools.islice(_batches(loader, seed, 0), probe))
+        try:
+            per_epoch = len(loader)
+        except TypeError:
+            per_epoch = sum(1 for _ in loader)
     if not per_epoch:
         raise ValueError("loader: it holds no batches")
     steps = epochs * per_epoch
@@ -218,11 +223,12 @@ def finetune(
             return next(iter(measures.values())), measures
 
     def train_epoch(epoch: int) -> float:
-        total = 0.0
+        total, count = 0.0, 0
         _prepare(model, freeze_batchnorm)
-        for step, batch in enumerate(_batches(loader, seed, epoch)):
-            done = (epoch - 1) * per_epoch + step
-            _set_step(stepper, model, done, steps, warmup, shares)
+        for batch in _batches(loader, seed, epoch):
+            done = (epoch - 1) * per_epoch + count
+            _set_step(stepper, model, min(done, steps - 1), steps, warmup, shares)
+            count += 1
             batch = to_device(batch, model)
             outputs = run_model(run_batch, model, batch)
             value = criterion(outputs, batch)
@@ -232,7 +238,7 @@ def finetune(
                 )
             if not value.isfinite():
                 raise FloatingPointError(
-                    f"epoch {epoch}, step {step + 1}: the loss is {value.item()}: use a smaller lr"
+                    f"epoch {epoch}, step {count}: the loss is {value.item()}: use a smaller lr"
                 )
             stepper.zero_grad()
             value.backward()
@@ -241,7 +247,9 @@ def finetune(
                 binary_of(module).clip_(module.parametrizations.weight.original)
             total += value.item()
             if progress is not None:
-                progress(epoch, step + 1, per_epoch, value.item())
+                progress(epoch, count, per_epoch, value.item())
+        if count != per_epoch:
+            raise ValueError(f"loader: {count} batches in epoch {epoch}, {per_epoch} at first")
         return total / per_epoch
 
     settings = digest(
@@ -250,7 +258,6 @@ def finetune(
         + [[name, str(p.shape)] for name, p in model.named_parameters()]
     )
     modes = [(module, module.training) for module in model.modules()]
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
     state = _load(checkpoint, settings)
     try:
         if state is None:
@@ -290,8 +297,6 @@ def finetune(
         _set_share(model, 1.0)
         for module, mode in modes:
             module.training = mode
-        for parameter, wants in wanted:
-            parameter.requires_grad_(wants)
     history = [Epoch(*row) for row in state["history"]]
     result = FineTuned(state["began"], ended, state["measures"], history, left, state["seconds"])
     if result.worse:
@@ -433,7 +438,7 @@ def _load(path: str | PathLike | None, settings: str) -> dict[str, Any] | None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = state["format"], state["settings"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # a damaged file raises nearly anything
         raise ValueError(f"{path}: damaged, or not a checkpoint; remove it ({error})") from error
     if found != (FORMAT, settings):
         raise ValueError(

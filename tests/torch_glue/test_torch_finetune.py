@@ -90,9 +90,12 @@ def test_each_epoch_and_seed_has_an_order_of_its_own():
 
 
 def test_by_default_the_loss_on_the_first_batches_judges():
-    model = make_model()
-    result = torch_glue.finetune(model, make_loader(), epochs=3, lr=0.02, other_lr=0.02)
+    model, again = make_model(), make_model()
+    options = {"epochs": 3, "lr": 0.02, "other_lr": 0.02}
+    result = torch_glue.finetune(model, make_loader(), **options)
     assert -1.5 < result.began < result.ended < 0
+    torch.manual_seed(1234)  # the batches that judge do not depend on it
+    assert torch_glue.finetune(again, make_loader(), **options).began == result.began
 
 
 class Stop(Exception):
@@ -314,6 +317,16 @@ def test_models_and_loaders_that_cannot_be_used():
         torch_glue.finetune(nn.Linear(6, 2), make_loader())
     with pytest.raises(ValueError, match="no batches"):
         torch_glue.finetune(make_model(), [])
+    with pytest.raises(ValueError, match="only once"):
+        torch_glue.finetune(make_model(), iter(make_loader()))
+
+    class Shrinking(list):
+        def __iter__(self):
+            self.pop()
+            return super().__iter__()
+
+    with pytest.raises(ValueError, match="batches in epoch 1"):
+        torch_glue.finetune(make_model(), Shrinking(make_loader()), evaluate=lambda model: 0.0)
     model = make_model()
     with pytest.raises(FloatingPointError, match="epoch 1, step 1: the loss is nan"):
         torch_glue.finetune(
