@@ -14,12 +14,8 @@ on where it was killed, and prints the row again when it is done. Prints one lin
 
 from __future__ import annotations
 
-import copy
-import json
 import sys
-import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +24,14 @@ import h5py
 import numpy as np
 import torch
 from resnet20 import MEAN, STD, load_model
+from rows import Log, Row, row_options
 from torch import Tensor, nn
 
-import torch_glue
-from hashsolve.files import atomic, digest, write_json
+from hashsolve.files import atomic
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import shared_data
 
-SETTINGS = {
-    "trained": {"scales": "trained"},
-    "fixed": {"scales": "fixed"},
-    "bwn": {"scales": "mean"},
-    "sq-bwn": {"scales": "mean", "shares": (0.5, 0.75, 0.875, 1.0)},
-    "binaryconnect": {"scales": "none", "clip": 1.0},
-    "binaryconnect-stochastic": {"scales": "none", "clip": 1.0, "stochastic": True},
-}
 SKIP = {"resnet20": ("conv1", "linear"), "vgg9": ("conv1", "fc9")}
 VGG_EPOCHS = 15
 
@@ -155,134 +143,27 @@ def full_precision(network: str, images: Images, folder: Path, say: Any) -> nn.M
     return model.eval()
 
 
-def start_from(
-    full: nn.Module, row: dict[str, Any], images: Images, folder: Path
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A copy with its layers attached, and what binarising it took."""
-    model, made = copy.deepcopy(full), {}
-    skip, setting = row["skip"], SETTINGS[row["setting"]]
-    options = {name: value for name, value in setting.items() if name != "shares"}
-    if row["start"] == "weights":
-        kinds = (nn.Conv2d, nn.Linear)
-        layers = [n for n, m in model.named_modules() if isinstance(m, kinds) and n not in skip]
-    else:
-        names = ("start", "propagation", "effort", "calibration", "seed")
-        label = "-".join([row["network"], *(str(row[name]) for name in names), digest(skip)[:6]])
-        begun = time.perf_counter()
-        layers = torch_glue.binarize(
-            model,
-            normalised(images.calibration[: row["calibration"]]).contiguous(),
-            folder / f"run-{label}",
-            skip=skip,
-            method=row["start"],
-            effort=row["effort"],
-            propagation=row["propagation"],
-            seed=row["seed"],
-        )
-        made = {
-            "binarize_seconds": round(time.perf_counter() - begun, 1),
-            "mean_relative_error": layers.report.summary["mean_relative_error"],
-            "codes_sha256": layers.codes_sha256,
-        }
-    torch_glue.attach(model, layers, **options)
-    return model, made
-
-
-class Log:
-    """Progress on standard error, every ``every`` steps."""
-
-    def __init__(self, every: int = 50):
-        self.every, self.begun, self.total = every, time.perf_counter(), 0.0
-
-    def __call__(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        """One step."""
-        self.total += loss
-        if step % self.every == 0:
-            now = time.perf_counter()
-            seconds, mean = (now - self.begun) / self.every, self.total / self.every
-            print(
-                f"epoch {epoch} step {step}/{steps} loss {mean:.4f} {seconds:.3f} s/step",
-                file=sys.stderr,
-                flush=True,
-            )
-            self.begun, self.total = now, 0.0
-
-
 @click.command()
 @click.option("--network", type=click.Choice(list(SKIP)), default="resnet20")
-@click.option("--start", default="auto", help="A method, 'weights', or 'full' for no codes at all.")
-@click.option("--setting", type=click.Choice(list(SETTINGS)), default="trained")
-@click.option("--propagation", default="asym")
-@click.option("--effort", default="default")
-@click.option("--calibration", default=2048, help="Images.")
-@click.option("--skip", multiple=True, help="Layers in full precision, instead of first and last.")
-@click.option("--epochs", default=10)
-@click.option("--lr", default=1e-3)
-@click.option("--scale-lr", default=1e-4)
-@click.option("--other-lr", default=1e-3)
-@click.option("--warmup", default=0.05)
-@click.option("--distillation", default=0.5)
-@click.option("--temperature", default=1.0)
-@click.option("--freeze-batchnorm", is_flag=True)
-@click.option("--batch", default=128)
+@row_options
 @click.option("--train-images", type=int, help="Only so many, for a trial.")
-@click.option("--seed", default=0)
 @click.option("--data", type=click.Path(path_type=Path), help="cifar10_full.h5.")
 @click.option("--folder", type=click.Path(path_type=Path), default="cifar10")
 @click.pass_context
-def main(context: click.Context, data: Path | None, folder: Path, **row: Any) -> None:
+def main(context: click.Context, data: Path | None, folder: Path, **options: Any) -> None:
     """Make one row."""
-    begun = time.perf_counter()
-    chosen = {  # what differs from the defaults names the row, so that new options rename none
-        key: value
-        for key, value in row.items()
-        if context.get_parameter_source(key) != click.core.ParameterSource.DEFAULT
-    }
-    row["skip"] = list(row["skip"]) or list(SKIP[row["network"]])
-    if row["start"] == "full":
-        row["setting"], row["epochs"] = "full", 0
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{row['network']}-{row['start']}-{row['setting']}-{row['epochs']}-s{row['seed']}"
-    name = f"{name}-{digest(chosen)[:8]}"
-    done = folder / f"{name}.json"
-    if done.exists():
-        print(json.dumps(json.loads(done.read_text())))
+    row = Row(context, folder, SKIP[options["network"]], options)
+    if row.print_if_done():
         return
-    images = Images(data or shared_data("cifar10_full.h5"), row["batch"], row["train_images"])
-    full = full_precision(row["network"], images, folder, Log())
-    result = {**row, "full_precision": images.measure(full), "threads": torch.get_num_threads()}
-    if row["start"] != "full":
-        model, made = start_from(full, row, images, folder)
-        names = ("epochs", "lr", "scale_lr", "other_lr", "warmup", "distillation", "temperature")
-        tuned = torch_glue.finetune(
-            model,
-            images,
-            **{key: row[key] for key in (*names, "freeze_batchnorm", "seed")},
-            teacher=full if row["distillation"] else None,
-            shares=SETTINGS[row["setting"]].get("shares", (1.0,)),
-            evaluate=partial(_measure, images),
-            keep="last",
-            checkpoint=folder / f"{name}.ckpt",
-            progress=Log(),
-        )
-        result |= made | {"before": tuned.measures, "seconds": round(tuned.seconds)}
-        result["after"] = [
-            {"epoch": n, "loss": e.loss, **e.measures, "seconds": round(e.seconds, 1)}
-            for n, e in enumerate(tuned.epochs, 1)
-        ]
-        torch_glue.detach(model)
-        result["detached"] = images.measure(model.eval())
-        with atomic(folder / f"{name}.pt") as part:
-            torch.save(model.state_dict(), part)
-    result["total_seconds"] = round(time.perf_counter() - begun)
-    write_json(done, result)
-    print(json.dumps(result))
-
-
-def _measure(images: Images, model: nn.Module) -> dict[str, float]:
-    found = images.measure(model)
-    print(found, file=sys.stderr, flush=True)
-    return found
+    path = data or shared_data("cifar10_full.h5")
+    images = Images(path, options["batch"], options["train_images"])
+    full = full_precision(options["network"], images, folder, Log())
+    row.make(
+        full,
+        images,
+        lambda count: normalised(images.calibration[:count]).contiguous(),
+        images.measure,
+    )
 
 
 if __name__ == "__main__":

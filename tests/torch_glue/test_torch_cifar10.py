@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import cifar10
+import rows
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
         return CliRunner().invoke(cifar10.main, arguments)
 
     calls = []
-    log = cifar10.Log.__call__
+    log = rows.Log.__call__
 
     def dying(self, epoch, step, steps, loss):
         calls.append((epoch, step))
@@ -86,14 +87,14 @@ def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         log(self, epoch, step, steps, loss)
 
-    monkeypatch.setattr(cifar10.Log, "__call__", dying)
+    monkeypatch.setattr(rows.Log, "__call__", dying)
     assert run().exit_code != 0
     done = run()
     assert done.exit_code == 0, done.output
     assert calls == [(1, 1), (1, 2), (1, 1), (1, 2), (2, 1), (2, 1), (2, 2)]
     row = json.loads(done.stdout)
     assert [epoch["epoch"] for epoch in row["after"]] == [1, 2]
-    assert row["detached"] == {key: row["after"][1][key] for key in ("top1_4000", "top1_10000")}
+    assert row["reloaded"] == {key: row["after"][1][key] for key in ("top1_4000", "top1_10000")}
     assert json.loads(run().stdout) == row and len(calls) == 7
     full = json.loads(run("--start", "full").stdout)
     assert full["full_precision"] == row["full_precision"] and "after" not in full
