@@ -20,6 +20,16 @@ from hashsolve.files import atomic, digest
 from torch_glue.batchnorm import recalibrate_batchnorm
 from torch_glue.network import evaluating, random_state_kept, run_batch, run_model, to_device
 from torch_glue.parametrize import attached, binary_of
+from torch_glue.training import (
+    cross_entropy,
+    distance,
+    parameter_groups,
+    run_teacher,
+    seeded_batches,
+    set_share,
+    set_step,
+    train_mode,
+)
 
 PROBE = 8  # batches that judge the network where no evaluation is given
 FORMAT = 1
@@ -129,7 +139,9 @@ def finetune(
     freeze_batchnorm : bool
         Normalise by running statistics, which stay.
     recalibrate : tensor or batches, optional
-        Re-estimate BatchNorm from these at the end; kept where the score is then better.
+        Re-estimate BatchNorm from these after each epoch; kept where the score is then better.
+        Running statistics lag behind weights whose signs change at each step, by several per cent
+        of accuracy while steps are large; training itself does not use them.
     shares : sequence of float
         Of filters binarised while training, in stages of equal length: (0.5, 0.75, 0.875, 1) is
         SQ-BWN's schedule within the same budget.
@@ -195,7 +207,7 @@ def finetune(
         )
     with random_state_kept():
         probe = PROBE if evaluate is None else 0
-        first = list(itertools.islice(_batches(loader, seed, 0), probe))
+        first = list(itertools.islice(seeded_batches(loader, seed, 0), probe))
         try:
             per_epoch = len(loader)
         except TypeError:
@@ -209,7 +221,7 @@ def finetune(
     stepper = optimizer(groups)
     for group in stepper.param_groups:
         group["peak"] = group["lr"]
-    criterion = loss or _cross_entropy
+    criterion = loss or cross_entropy
 
     def judge() -> tuple[float, dict[str, float]]:
         with evaluating(model):
@@ -224,17 +236,17 @@ def finetune(
 
     def train_epoch(epoch: int) -> float:
         total, count = 0.0, 0
-        _prepare(model, freeze_batchnorm)
-        for batch in _batches(loader, seed, epoch):
+        train_mode(model, freeze_batchnorm)
+        for batch in seeded_batches(loader, seed, epoch):
             done = (epoch - 1) * per_epoch + count
-            _set_step(stepper, model, min(done, steps - 1), steps, warmup, shares)
+            set_step(stepper, model, min(done, steps - 1), steps, warmup, shares)
             count += 1
             batch = to_device(batch, model)
             outputs = run_model(run_batch, model, batch)
             value = criterion(outputs, batch)
             if teacher is not None:
-                value = (1 - distillation) * value + distillation * _distance(
-                    outputs, _outputs(teacher, batch), temperature
+                value = (1 - distillation) * value + distillation * distance(
+                    outputs, run_teacher(teacher, batch), temperature
                 )
             if not value.isfinite():
                 raise FloatingPointError(
@@ -274,10 +286,18 @@ def finetune(
             begun = time.perf_counter()
             with random_state_kept():
                 mean = train_epoch(epoch)
-            _set_share(model, 1.0)
-            score, measures = judge()
-            if keep == "last" or not score <= state["score"]:
-                state |= {"score": score, "left": f"epoch {epoch}"}
+            set_share(model, 1.0)
+            score, measures, left = *judge(), f"epoch {epoch}"
+            if recalibrate is not None:
+                plain = _copy(model)
+                recalibrate_batchnorm(model, recalibrate)
+                anew = judge()
+                if anew[0] > score:
+                    score, measures, left = *anew, f"{left}, BatchNorm anew"
+                else:
+                    model.load_state_dict(plain)
+            if keep == "last" or score > state["score"] or math.isnan(state["score"]):
+                state |= {"score": score, "left": left}
                 if keep == "best":
                     state["best"] = _copy(model)
             seconds = time.perf_counter() - begun
@@ -290,140 +310,20 @@ def finetune(
                 )
         if keep == "best":
             model.load_state_dict(state["best"])
-        ended, left = state["score"], state["left"]
-        if recalibrate is not None:
-            ended, left = _recalibrated(model, recalibrate, judge, ended, left)
     finally:
-        _set_share(model, 1.0)
+        set_share(model, 1.0)
         for module, mode in modes:
             module.training = mode
     history = [Epoch(*row) for row in state["history"]]
-    result = FineTuned(state["began"], ended, state["measures"], history, left, state["seconds"])
+    names = ("began", "score", "measures")
+    result = FineTuned(*(state[n] for n in names), history, state["left"], state["seconds"])
     if result.worse:
         warnings.warn(f"fine-tuning left the network worse: {result}", stacklevel=2)
     return result
 
 
-def parameter_groups(
-    model: nn.Module, rates: dict[str, float], weight_decay: float = 0.0
-) -> list[dict[str, Any]]:
-    """Parameter groups of an attached model for any optimiser: latents, scales, the others.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    rates : dict
-        The step of "latents", "scales" and "other"; a group of step 0 is left out.
-    weight_decay : float
-        Of the others.
-
-    Examples
-    --------
-    >>> import torch, torch_glue
-    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1))
-    >>> _ = torch_glue.attach(model, ["0"])
-    >>> groups = parameter_groups(model, {"latents": 1e-3, "scales": 1e-4, "other": 1e-4})
-    >>> [(group["name"], len(group["params"])) for group in groups]
-    [('latents', 1), ('scales', 1), ('other', 1)]
-    """
-    layers = attached(model).values()
-    latents = [module.parametrizations.weight.original for module in layers]
-    scales = [p for module in layers for p in binary_of(module).parameters()]
-    known = {id(p) for p in (*latents, *scales)}
-    others = [p for p in model.parameters() if id(p) not in known]
-    groups = []
-    for name, parameters in (("latents", latents), ("scales", scales), ("other", others)):
-        parameters = [p for p in parameters if p.requires_grad]
-        if parameters and rates[name]:
-            decay = weight_decay if name == "other" else 0.0
-            groups.append(
-                {"params": parameters, "lr": rates[name], "weight_decay": decay, "name": name}
-            )
-    return groups
-
-
-def _cross_entropy(outputs: Any, batch: Any) -> Tensor:
-    return nn.functional.cross_entropy(outputs, batch[1])
-
-
-def _outputs(teacher: nn.Module, batch: Any) -> Tensor:
-    with evaluating(teacher):
-        return run_model(run_batch, teacher, batch)
-
-
-def _distance(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    student = (outputs / temperature).log_softmax(-1).flatten(0, -2)
-    target = (wanted / temperature).log_softmax(-1).flatten(0, -2)
-    divergence = nn.functional.kl_div(student, target, reduction="batchmean", log_target=True)
-    return temperature**2 * divergence
-
-
-def _prepare(model: nn.Module, freeze_batchnorm: bool) -> None:
-    """Train mode, but for BatchNorm where that is frozen."""
-    model.train()
-    if freeze_batchnorm:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-
-
-def _set_step(
-    stepper: torch.optim.Optimizer,
-    model: nn.Module,
-    done: int,
-    steps: int,
-    warmup: float,
-    shares: list[float],
-) -> None:
-    """The learning rates and the share of the step that comes after ``done`` of them."""
-    rise = warmup * steps
-    if done < rise:
-        factor = min(1.0, (done + 1) / rise)
-    else:
-        factor = 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1.0, steps - rise)))
-    for group in stepper.param_groups:
-        group["lr"] = group["peak"] * factor
-    _set_share(model, shares[done * len(shares) // steps])
-
-
-def _set_share(model: nn.Module, share: float) -> None:
-    for module in attached(model).values():
-        binary_of(module).share = share
-
-
-def _batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
-    """The batches of an epoch, the same each time: whatever draws is seeded by the epoch."""
-    start = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed)).item())
-    start = (start + epoch) % 2**63
-    torch.manual_seed(start)
-    sampler = getattr(loader, "sampler", None)
-    for holder in (loader, sampler, getattr(loader, "batch_sampler", None)):
-        if isinstance(getattr(holder, "generator", None), torch.Generator):
-            holder.generator.manual_seed(start)
-    if hasattr(sampler, "set_epoch"):  # DistributedSampler
-        sampler.set_epoch(epoch)
-    return iter(loader)
-
-
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _recalibrated(
-    model: nn.Module,
-    batches: Any,
-    judge: Callable[[], tuple[float, dict[str, float]]],
-    score: float,
-    left: str,
-) -> tuple[float, str]:
-    """Re-estimate BatchNorm; take it back unless the score is better."""
-    before = _copy(model)
-    recalibrate_batchnorm(model, batches)
-    anew, _ = judge()
-    if anew > score:
-        return anew, f"{left}, BatchNorm anew"
-    model.load_state_dict(before)
-    return score, left
 
 
 def _save(path: str | PathLike, state: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ OPTIONS = [
     click.option("--distillation", default=0.5),
     click.option("--temperature", default=1.0),
     click.option("--freeze-batchnorm", is_flag=True),
+    click.option("--recalibrate", default=0, help="Images for BatchNorm, after each epoch."),
     click.option("--batch", default=128),
     click.option("--seed", default=0),
 ]
@@ -107,6 +108,7 @@ class Row:
                 **{key: row[key] for key in names},
                 teacher=full if row["distillation"] else None,
                 shares=SETTINGS[row["setting"]].get("shares", (1.0,)),
+                recalibrate=calibration(row["recalibrate"]) if row["recalibrate"] else None,
                 evaluate=say,
                 keep="last",
                 checkpoint=self.folder / f"{self.name}.ckpt",

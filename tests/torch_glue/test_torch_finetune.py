@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch_support import content, record
 
 import torch_glue
-from torch_glue.fine_tuning import parameter_groups
 from torch_glue.parametrize import binary_of
+from torch_glue.training import parameter_groups
 
 
 def make_loader(shuffle=True, generator=None):
@@ -271,6 +271,14 @@ def test_batchnorm_is_frozen_or_estimated_anew_where_that_helps():
         model, make_loader(), lr=1e-9, evaluate=fitting, recalibrate=inputs + 9
     )
     assert result.left == "start" and bits(model) == held
+
+
+def test_a_score_that_is_no_number_is_never_the_best():
+    scores = iter([0.5, math.nan, 0.4, 0.6, math.nan])
+    result = torch_glue.finetune(
+        make_model(), make_loader(), epochs=4, lr=0.01, evaluate=lambda model: next(scores)
+    )
+    assert (result.ended, result.left) == (0.6, "epoch 3")
 
 
 def test_shares_grow_in_stages_of_equal_length():
