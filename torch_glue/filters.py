@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torch_glue.network import KINDS
-
+PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYERS = tuple(dict.fromkeys((*KINDS, *TRANSPOSED)))
+LAYERS = (*PLAIN, *TRANSPOSED)
 """Modules whose weight may be binary."""
 
 

@@ -217,7 +217,7 @@ def attach(
         if run:
             result = run.layers[index]
             codes, alpha = _of_run(result, weight, groups)
-            full = known.get(name) if known else _magnitudes_of(run, result)
+            full = known.get(name) if known else _magnitudes_of(run, result, weight, groups)
         else:
             rows = as_rows(weight, groups)
             codes, alpha = torch.where(rows >= 0, 1, -1).to(rows.dtype), _scales_of(rows, 1)
@@ -389,17 +389,20 @@ def _of_run(result: Any, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
             f"{result.name}: the run has codes of shape {codes.shape}, the model a weight of shape "
             f"{tuple(weight.shape)}: it is not the model of this run"
         )
-    return tuple(torch.from_numpy(np.ascontiguousarray(a.T)).to(weight) for a in (codes, scales))
+    if groups and len(scales) > 1:
+        raise ValueError(f"{result.name}: transposed convolutions have one scale a filter")
+    rows = torch.from_numpy(np.ascontiguousarray(codes.T)).to(weight)
+    return _turned(rows, weight, groups), torch.from_numpy(scales.T.copy()).to(weight)
 
 
-def _magnitudes_of(run: hashsolve.Run, result: Any) -> Tensor:
-    """|W| of a run's layer, from the problems in its folder."""
+def _magnitudes_of(run: hashsolve.Run, result: Any, weight: Tensor, groups: int) -> Tensor:
+    """|W| of a run's layer, from the problems in its folder, in the shape of its weight."""
     path = RunFolder(run.run_dir).problem_path(result.name)
-    groups = result.layer.geometry.groups
-    columns = np.array_split(combine(result.solution.codes, result.solution.scales), groups, 1)
-    for group in range(groups):
+    parts = result.layer.geometry.groups
+    columns = np.array_split(combine(result.solution.codes, result.solution.scales), parts, 1)
+    for part in range(parts):
         try:
-            columns[group] = Problem.load(path, "/" if groups == 1 else f"group{group}").weights
+            columns[part] = Problem.load(path, "/" if parts == 1 else f"group{part}").weights
         except ValueError as error:
             if not path.is_file():
                 raise ValueError(
@@ -407,5 +410,15 @@ def _magnitudes_of(run: hashsolve.Run, result: Any) -> Tensor:
                     "the full-precision network as magnitudes"
                 ) from error
             # a group without data has no problem: its weights are sign(W) mean |W|
-    rows = torch.from_numpy(np.concatenate(columns, axis=1).T.copy())
-    return rows.reshape(result.layer.shape).abs()
+    rows = torch.from_numpy(np.concatenate(columns, axis=1).T.copy()).abs()
+    return from_rows(_turned(rows, weight, groups), weight.shape, groups)
+
+
+def _turned(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """A layer's rows as its weight has them: a transposed convolution's kernels are turned round,
+    since to the solver it is a convolution."""
+    if not groups:
+        return rows
+    kernel = weight.shape[2:]
+    axes = tuple(range(2, 2 + len(kernel)))
+    return rows.reshape(len(rows), -1, *kernel).flip(axes).flatten(1)
