@@ -169,9 +169,10 @@ def attach(
         of layers: codes are then the signs of the weights they hold, scales their magnitude where
         each filter is exactly ±α, else mean |W| (BWN).
     scales : {"trained", "fixed", "mean", "none"}
-        Trained as parameters; fixed (the better choice where BatchNorm follows: in training that
-        divides scales out again, and Adam would let them drift by rounding); mean |latent| at all times (BWN: latents of a run are scaled
-        so that this is α at the start); or no scale at all (BinaryConnect).
+        Trained as parameters; fixed (better where BatchNorm follows: in training that divides
+        scales out again, and Adam would let them drift by rounding); mean |latent| at all times
+        (BWN: latents of a run are scaled so that this is α at the start); or no scale at all
+        (BinaryConnect).
     magnitudes : module or state dict, optional
         The network in full precision, to take |W| from instead.
     stochastic, clip
