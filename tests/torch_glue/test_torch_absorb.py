@@ -80,7 +80,8 @@ def test_any_scale_and_variance(seed, scale, variance):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(5, 3), lively(nn.BatchNorm1d(3))).double().eval()
     with torch.no_grad():
-        model[0].weight.sign_()[0] *= scale
+        weight = model[0].weight
+        weight.copy_(torch.where(weight < 0, -1, 1))[0] *= scale  # torch.sign(0) is 0
         model[1].running_var[0] = variance
         inputs = torch.randn(40, 5, dtype=torch.float64)
         before = model(inputs)
