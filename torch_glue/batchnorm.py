@@ -1,13 +1,15 @@
-"""Re-estimation of BatchNorm statistics after the weights before them have changed."""
+"""BatchNorm after binarised layers: its statistics estimated anew, their scales folded into it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from torch_glue.filters import LAYERS, as_rows, binary_scales, transposed_groups
 from torch_glue.network import batches_of, evaluating, run_batch, run_model
 
 
@@ -86,3 +88,143 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
             norm.running_var.copy_(spread / (rows.sum() - 1))
             norm.num_batches_tracked.fill_(len(parts))
     return len(reached)
+
+
+def absorb_scales(
+    model: nn.Module,
+    layers: Iterable[str] | None = None,
+    followers: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Fold the scales and biases of binarised layers into the BatchNorm that follows each.
+
+    A layer is then left with weights of exactly ±1 and biases of 0; outputs of the network in eval
+    mode stay the same, to rounding. Of α z + bias, z being the output with weights ±1, BatchNorm
+    takes the mean (μ − bias) / α and the variance (σ² + ε) / α² − ε. Where that is negative, or α
+    is 0, α is folded into its weight γ instead.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Detached; it is rewritten in place.
+    layers : iterable of str, optional
+        Names; by default all whose weights are exactly ±α in each filter.
+    followers : mapping, optional
+        The name of the BatchNorm that follows each layer, and takes nothing else, for models that
+        torch.fx cannot trace. By default what follows is found by tracing.
+
+    Returns
+    -------
+    dict
+        The name of the BatchNorm that each layer's scales are now in.
+
+    Raises
+    ------
+    ValueError
+        Where no layer is binary, or one's output goes to anything but one BatchNorm with running
+        statistics; the model is then as before.
+
+    Examples
+    --------
+    >>> import torch, torch_glue
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    >>> torch_glue.attach(model, ["0"]), torch_glue.detach(model)  # sign(W), mean |W|
+    (['0'], ['0'])
+    >>> before = model(torch.ones(1, 3, 5, 5))
+    >>> torch_glue.absorb_scales(model)
+    {'0': '1'}
+    >>> model[0].weight.abs().unique(), torch.allclose(before, model(torch.ones(1, 3, 5, 5)))
+    (tensor([1.], grad_fn=<Unique2Backward0>), True)
+    """
+    modules = dict(model.named_modules())
+    scales: dict[str, Tensor] = {}
+    for name in modules if layers is None else layers:
+        module = modules.get(name)
+        weight = module._parameters.get("weight") if isinstance(module, LAYERS) else None
+        alpha = None
+        if weight is not None:
+            alpha = binary_scales(as_rows(weight.detach(), transposed_groups(module)))
+        if alpha is not None:
+            scales[name] = alpha
+        elif layers is not None:
+            raise ValueError(f"{name}: no layer whose weight is exactly ±α in each filter")
+    if not scales:
+        raise ValueError(
+            "no layer's weight is exactly ±α in each filter: binarise first, and detach(model)"
+        )
+    for name in scales:
+        weight = modules[name].weight
+        for other, module in modules.items():
+            if other not in scales and any(p is weight for p in module.parameters(recurse=False)):
+                raise ValueError(f"{name}: shares its weight with {other}, which would change too")
+    found = _followers(model, scales) if followers is None else dict(followers)
+    folded = [_folded(modules, name, alpha, found.get(name)) for name, alpha in scales.items()]
+    with torch.no_grad():
+        for changes in folded:
+            for tensor, value in changes:
+                tensor.copy_(value)
+    return {name: found[name] for name in scales}
+
+
+def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
+    """The BatchNorm that alone takes the output of each layer, by tracing."""
+    try:
+        nodes = fx.Tracer().trace(model).nodes
+    except Exception as error:  # tracing runs the model's own code on stand-ins
+        raise ValueError(
+            f"the model cannot be traced ({type(error).__name__}: {error}); name what follows each "
+            "layer, by followers={'conv1': 'bn1'}"
+        ) from error
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    found = {}
+    for node in nodes:
+        if node.op != "call_module" or node.target not in layers:
+            continue
+        users = list(node.users)
+        if len(users) != 1 or users[0].op != "call_module" or calls[node.target] > 1:
+            takers = ", ".join(str(user) for user in users) or "nothing"
+            raise ValueError(
+                f"{node.target}: its output goes to {takers}, not to one BatchNorm alone: leave it "
+                "out of layers"
+            )
+        if calls[users[0].target] > 1:
+            raise ValueError(f"{users[0].target}: follows more than {node.target}")
+        found[node.target] = users[0].target
+    return found
+
+
+def _folded(
+    modules: dict[str, nn.Module], name: str, alpha: Tensor, follower: str | None
+) -> list[tuple[Tensor, Tensor]]:
+    """What to write where, so that a layer's scales and bias are in its BatchNorm."""
+    layer, norm = modules[name], modules.get(follower)
+    kind = nn.modules.batchnorm._BatchNorm
+    if not isinstance(norm, kind) or norm.running_var is None:
+        raise ValueError(
+            f"{name}: is followed by {follower!r}, no BatchNorm with running statistics, which "
+            "could take its scales: leave it out of layers"
+        )
+    if norm.num_features != len(alpha):
+        raise ValueError(f"{follower}: has {norm.num_features} features, {name} {len(alpha)}")
+    alpha = alpha.double()
+    mean, variance = norm.running_mean.double(), norm.running_var.double() + norm.eps
+    bias = torch.zeros_like(alpha) if layer.bias is None else layer.bias.detach().double()
+    weight = layer.weight.detach()
+    changes = [(layer.weight, torch.where(weight.signbit(), -1, 1).to(weight))]
+    if layer.bias is not None:
+        changes.append((layer.bias, torch.zeros_like(layer.bias)))
+    dead = alpha == 0
+    scaled = variance / torch.where(dead, 1, alpha).square() - norm.eps
+    in_gain = dead | (scaled < 0)
+    if in_gain.any():
+        if not norm.affine:
+            raise ValueError(f"{follower}: has no weight, which alone could take a scale of {name}")
+        gain, shift = norm.weight.detach().double(), norm.bias.detach().double()
+        fixed = shift + gain * (bias - mean) / variance.sqrt()  # what a dead filter gives
+        changes += [
+            (norm.weight, torch.where(in_gain, gain * alpha, gain)),
+            (norm.bias, torch.where(dead, fixed, shift)),
+        ]
+    centre = torch.where(dead, 0, (mean - bias) / torch.where(dead, 1, alpha))
+    spread = torch.where(in_gain, norm.running_var.double(), scaled)
+    return [*changes, (norm.running_mean, centre), (norm.running_var, spread)]

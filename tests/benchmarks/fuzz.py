@@ -25,12 +25,14 @@ from pathlib import Path
 
 import click
 import numpy as np
+from safetensors.numpy import save_file
 
 import hashsolve as hs
 from hashsolve.activations import open_activations, write_activations
 from hashsolve.checkpoint import Checkpoint
 from hashsolve.inspection import inspect
 from hashsolve.instance import Instance
+from hashsolve.packed_checkpoint import read_packed_checkpoint
 from hashsolve.readers import open_array, read_codes, read_problem
 from hashsolve.runfolder import RunFolder
 
@@ -67,6 +69,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "checkpoint.h5": ("checkpoint.h5", lambda path: Checkpoint.of(path, Instance.of(PROBLEM))),
     "inspect": ("solution.h5", inspect),
     "manifest.json": ("manifest.json", read_manifest),
+    "packed.safetensors": ("packed.safetensors", read_packed_checkpoint),
 }
 RNG = np.random.default_rng(0)
 PROBLEM = hs.Problem.from_arrays(RNG.normal(size=(20, 40)), RNG.normal(size=(20, 2)))
@@ -88,6 +91,10 @@ def samples(folder: Path) -> dict[str, bytes]:
     with RunFolder(folder / "run") as run:
         run.begin({"weights": "a"}, {"method": "dcc"}, resume=True)
     (folder / "run" / "manifest.json").rename(folder / "manifest.json")
+    tensors = {"w::codes": np.arange(5, dtype=np.uint8), "w::scales": np.ones((4, 2))}
+    metadata = {"layers": '{"w": [[4, 10], 0]}', "aliases": '{"v": "w"}'}
+    metadata |= {"format": "hashsolve.packed", "version": "1"}
+    save_file(tensors | {"b": np.zeros(4)}, folder / "packed.safetensors", metadata)
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 

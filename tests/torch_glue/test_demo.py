@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """The demo, with little training; and the README's Python, as it is printed there."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -70,7 +71,7 @@ def blocks(language: str) -> list[str]:
 def test_readme_python(tmp_path, monkeypatch, capsys):
     """Every block runs, given what it takes for granted: a model and images, or a network."""
     monkeypatch.chdir(tmp_path)
-    matrix, glue, other = blocks("python")
+    matrix, glue, tune, other = blocks("python")
     assert [len(block.replace("\n\n", "\n").splitlines()) for block in (matrix, glue)] == [5, 5]
     exec(matrix, {})
     assert "PASSED" in capsys.readouterr().out
@@ -80,14 +81,24 @@ def test_readme_python(tmp_path, monkeypatch, capsys):
     model.add_module("norm", torch.nn.BatchNorm2d(6))
     model.add_module("flatten", torch.nn.Flatten())
     model.add_module("linear", torch.nn.Linear(54, 5))
-    exec(glue, {"model": model, "images": small_images()})
+    full = copy.deepcopy(model)
+    names = {"model": model, "images": small_images()}
+    exec(glue, names)
     assert "conv2" in capsys.readouterr().out and Path("binary.pt").exists()
     weight = torch.load("binary.pt")["conv2.weight"].abs().flatten(1)
     assert torch.equal(weight.amin(1), weight.amax(1))
 
+    labels = torch.arange(len(small_images())) % 5
+    names["loader"] = list(zip(small_images().split(8), labels.split(8), strict=True))
+    names["full_precision"], names["make_model"] = full, lambda: copy.deepcopy(full)
+    names["accuracy"] = lambda m: float((m(small_images()).argmax(1) == labels).double().mean())
+    exec(tune, names)
+    assert "1 binarised weights" in capsys.readouterr().out and names["layers"] == ["conv2"]
+    assert not names["result"].worse and len(names["result"].epochs) == 10
+
     rng = np.random.default_rng(0)
     step = ("fc", Product(rng.normal(size=(3, 8)), hs.Geometry()))
-    batches, copy = [rng.normal(size=(20, 8))], NumpyNetwork([step])
+    batches, another = [rng.normal(size=(20, 8))], NumpyNetwork([step])
     exec(
         other.replace("NumpyNetwork(...)", "NumpyNetwork([step])").replace('"run"', '"other"'),
         {
@@ -95,10 +106,10 @@ def test_readme_python(tmp_path, monkeypatch, capsys):
             "step": step,
             "batches": batches,
             "hs": hs,
-            "another_copy_of_the_network": copy,
+            "another_copy_of_the_network": another,
         },
     )
-    assert np.unique(np.abs(copy.products["fc"].weight)).size == 3
+    assert np.unique(np.abs(another.products["fc"].weight)).size == 3
 
 
 def test_readme_shell(tmp_path, monkeypatch, capsys):

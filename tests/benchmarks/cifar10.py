@@ -1,0 +1,170 @@
+"""CIFAR-10, all of it: binary networks before and after fine-tuning, one command a row.
+
+    python tests/benchmarks/cifar10.py --network resnet20 --start auto --epochs 10
+
+Rows differ in where they start (``--start``: a solver's method, or ``weights`` for the weights in
+full precision) and in what is trained (``--setting``: the scales of BWNH and hashsolve, or a rival,
+all of them settings of the same parametrization). Everything else, the budget included, is the
+same. Images are padded by 4, cropped at random and flipped; the last state is measured, not the
+best, on all 10,000 test images and on the 4,000 of cifar10.h5, as fine-tuning goes along.
+
+VGG-9 is trained here first (``--folder`` keeps it). Everything is resumable: the same command goes
+on where it was killed, and prints the row again when it is done. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import h5py
+import numpy as np
+import torch
+from resnet20 import MEAN, STD, load_model
+from rows import Log, Row, row_options
+from torch import Tensor, nn
+
+from hashsolve.files import atomic
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from data import shared_data
+
+SKIP = {"resnet20": ("conv1", "linear"), "vgg9": ("conv1", "fc9")}
+VGG_EPOCHS = 15
+
+
+class VGG9(nn.Sequential):
+    """2×64C3–MP–2×128C3–MP–2×256C3–MP–FC512–FC512–10, BatchNorm and ReLU after all but the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = 3
+        for number, filters in enumerate((64, 64, 128, 128, 256, 256), 1):
+            self.add_module(f"conv{number}", nn.Conv2d(channels, filters, 3, padding=1, bias=False))
+            self.add_module(f"bn{number}", nn.BatchNorm2d(filters))
+            self.add_module(f"relu{number}", nn.ReLU())
+            if number % 2 == 0:
+                self.add_module(f"pool{number}", nn.MaxPool2d(2))
+            channels = filters
+        self.add_module("flatten", nn.Flatten())
+        for number, features in ((7, 4096), (8, 512)):
+            self.add_module(f"fc{number}", nn.Linear(features, 512, bias=False))
+            self.add_module(f"bn{number}", nn.BatchNorm1d(512))
+            self.add_module(f"relu{number}", nn.ReLU())
+        self.add_module("fc9", nn.Linear(512, 10))
+
+
+class Images:
+    """All images, normalised when they are asked for; training batches are augmented.
+
+    Going through it gives augmented batches, drawn from torch's random state.
+    """
+
+    def __init__(self, path: Path, batch: int, limit: int | None):
+        with h5py.File(path, "r") as file:
+            pixels, labels = file["train_images"][:limit], file["train_labels"][:limit]
+            self.test, self.test_labels = file["test_images"][()], file["test_labels"][()]
+        self.padded = torch.from_numpy(np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0))))
+        self.labels, self.batch = torch.from_numpy(labels.astype(np.int64)), batch
+        with h5py.File(shared_data("cifar10.h5"), "r") as file:
+            few = {image.tobytes() for image in file["test_images"][()]}
+            self.calibration = torch.from_numpy(file["train_images"][()])
+        self.few = torch.tensor([image.tobytes() in few for image in self.test])
+        assert self.few.sum() == len(few)  # all of them, and none twice
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        across = torch.arange(32)
+        for index in torch.randperm(len(self.labels)).split(self.batch)[: len(self)]:
+            down = torch.randint(9, (len(index), 1)) + across
+            right = torch.randint(9, (len(index), 1)) + across
+            flip = torch.rand(len(index), 1) < 0.5
+            right = torch.where(flip, right.flip(1), right)
+            pixels = self.padded[index[:, None, None], down[:, :, None], right[:, None, :]]
+            yield normalised(pixels), self.labels[index]
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Top-1, per cent: on the 4,000 test images of cifar10.h5 and on all 10,000."""
+        with torch.no_grad():
+            parts = [
+                model(normalised(torch.from_numpy(part))).argmax(1)
+                for part in np.array_split(self.test, 40)
+            ]
+        hits = torch.cat(parts) == torch.from_numpy(self.test_labels.astype(np.int64))
+        return {
+            "top1_4000": 100 * float(hits[self.few].double().mean()),
+            "top1_10000": 100 * float(hits.double().mean()),
+        }
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """uint8 (n, 32, 32, 3) as the network takes it, channels last in memory."""
+    values = (pixels / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    return values.permute(0, 3, 1, 2)
+
+
+def full_precision(network: str, images: Images, folder: Path, say: Any) -> nn.Module:
+    """The trained network; VGG-9 is trained by SGD with a one-cycle step, resumable by epoch."""
+    if network == "resnet20":
+        return load_model().to(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    model = VGG9().to(memory_format=torch.channels_last)
+    steps = VGG_EPOCHS * len(images)
+    stepper = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(stepper, 0.1, total_steps=steps)
+    path, done = folder / "vgg9.pt", 0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        done = state["epoch"]
+        if done < VGG_EPOCHS:
+            stepper.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+    for epoch in range(done + 1, VGG_EPOCHS + 1):
+        torch.manual_seed(epoch)
+        model.train()
+        for step, (inputs, labels) in enumerate(images, 1):
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+            schedule.step()
+            say(epoch, step, len(images), loss.item())
+        state = {"epoch": epoch, "model": model.state_dict()}
+        state |= {"optimizer": stepper.state_dict(), "schedule": schedule.state_dict()}
+        with atomic(path) as part:
+            torch.save(state, part)
+        print("vgg9", epoch, images.measure(model.eval()), file=sys.stderr, flush=True)
+    return model.eval()
+
+
+@click.command()
+@click.option("--network", type=click.Choice(list(SKIP)), default="resnet20")
+@row_options
+@click.option("--train-images", type=int, help="Only so many, for a trial.")
+@click.option("--data", type=click.Path(path_type=Path), help="cifar10_full.h5.")
+@click.option("--folder", type=click.Path(path_type=Path), default="cifar10")
+@click.pass_context
+def main(context: click.Context, data: Path | None, folder: Path, **options: Any) -> None:
+    """Make one row."""
+    row = Row(context, folder, SKIP[options["network"]], options)
+    if row.print_if_done():
+        return
+    path = data or shared_data("cifar10_full.h5")
+    images = Images(path, options["batch"], options["train_images"])
+    full = full_precision(options["network"], images, folder, Log())
+    row.make(
+        full,
+        images,
+        lambda count: normalised(images.calibration[:count]).contiguous(),
+        images.measure,
+    )
+
+
+if __name__ == "__main__":
+    main()

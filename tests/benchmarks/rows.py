@@ -1,0 +1,182 @@
+"""A row of a table of binary networks: where it starts, what is trained, what comes of it.
+
+What rows of all data sets share: settings of rivals, the command's options, and how a row is made,
+once, resumable. Each script brings its network, its batches and its measure.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+import torch_glue
+from hashsolve.files import digest, write_json
+
+SETTINGS = {
+    "trained": {"scales": "trained"},
+    "fixed": {"scales": "fixed"},
+    "bwn": {"scales": "mean"},
+    "sq-bwn": {"scales": "mean", "shares": (0.5, 0.75, 0.875, 1.0)},
+    "binaryconnect": {"scales": "none", "clip": 1.0},
+    "binaryconnect-stochastic": {"scales": "none", "clip": 1.0, "stochastic": True},
+}
+OPTIONS = [
+    click.option("--start", default="auto", help="A method, 'weights', or 'full' for no codes."),
+    click.option("--setting", type=click.Choice(list(SETTINGS)), default="trained"),
+    click.option("--propagation", default="asym"),
+    click.option("--effort", default="default"),
+    click.option("--calibration", default=2048, help="Images."),
+    click.option("--skip", multiple=True, help="In full precision, instead of first and last."),
+    click.option("--epochs", default=10),
+    click.option("--lr", default=1e-3),
+    click.option("--scale-lr", default=1e-4),
+    click.option("--other-lr", default=1e-3),
+    click.option("--warmup", default=0.05),
+    click.option("--distillation", default=0.5),
+    click.option("--temperature", default=1.0),
+    click.option("--freeze-batchnorm", is_flag=True),
+    click.option("--recalibrate", default=0, help="Images for BatchNorm, after each epoch."),
+    click.option("--batch", default=128),
+    click.option("--seed", default=0),
+]
+
+
+def row_options(command: Callable) -> Callable:
+    """The options that describe a row."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+class Row:
+    """One row: its options, and its files in a folder."""
+
+    def __init__(self, context: click.Context, folder: Path, skip: Iterable[str], row: dict):
+        chosen = {  # what differs from the defaults names the row, so that new options rename none
+            key: value
+            for key, value in row.items()
+            if context.get_parameter_source(key) != click.core.ParameterSource.DEFAULT
+        }
+        self.options = row | {"skip": list(row["skip"]) or list(skip)}
+        if row["start"] == "full":
+            self.options |= {"setting": "full", "epochs": 0}
+        names = ("network", "start", "setting", "epochs")
+        parts = [str(self.options[name]).replace("/", "_") for name in names]
+        self.name = "-".join([*parts, f"s{row['seed']}", digest(chosen)[:8]])
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def print_if_done(self) -> bool:
+        """Print the row if it has been made."""
+        path = self.folder / f"{self.name}.json"
+        if path.exists():
+            print(json.dumps(json.loads(path.read_text())))
+        return path.exists()
+
+    def make(
+        self,
+        full: nn.Module,
+        loader: Iterable[Any],
+        calibration: Callable[[int], Tensor],
+        measure: Callable[[nn.Module], dict[str, float]],
+    ) -> None:
+        """Binarise, fine-tune, measure, pack, and print a line of JSON."""
+        row, begun = self.options, time.perf_counter()
+
+        def say(model: nn.Module) -> dict[str, float]:
+            found = measure(model)
+            print(found, file=sys.stderr, flush=True)
+            return found
+
+        result = {**row, "full_precision": say(full.eval()), "threads": torch.get_num_threads()}
+        if row["start"] != "full":
+            model, made = self._start(full, calibration)
+            names = ("epochs", "lr", "scale_lr", "other_lr", "warmup", "distillation")
+            names += ("temperature", "freeze_batchnorm", "seed")
+            tuned = torch_glue.finetune(
+                model,
+                loader,
+                **{key: row[key] for key in names},
+                teacher=full if row["distillation"] else None,
+                shares=SETTINGS[row["setting"]].get("shares", (1.0,)),
+                recalibrate=calibration(row["recalibrate"]) if row["recalibrate"] else None,
+                evaluate=say,
+                keep="last",
+                checkpoint=self.folder / f"{self.name}.ckpt",
+                progress=Log(),
+            )
+            result |= made | {"before": tuned.measures, "seconds": round(tuned.seconds)}
+            result["after"] = [
+                {"epoch": n, "loss": e.loss, **e.measures, "seconds": round(e.seconds, 1)}
+                for n, e in enumerate(tuned.epochs, 1)
+            ]
+            path = self.folder / f"{self.name}.safetensors"
+            sizes = torch_glue.save_packed(model, path)
+            result["packed"] = {k: v for k, v in vars(sizes).items() if k != "layers"}
+            reloaded = copy.deepcopy(full)
+            torch_glue.load_packed(reloaded, path)
+            result["reloaded"] = say(reloaded.eval())
+        result["total_seconds"] = round(time.perf_counter() - begun)
+        write_json(self.folder / f"{self.name}.json", result)
+        print(json.dumps(result))
+
+    def _start(
+        self, full: nn.Module, calibration: Callable[[int], Tensor]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """A copy with its layers attached, and what binarising it took."""
+        row, model, made = self.options, copy.deepcopy(full), {}
+        skip, setting = row["skip"], SETTINGS[row["setting"]]
+        options = {name: value for name, value in setting.items() if name != "shares"}
+        if row["start"] == "weights":
+            kinds = (nn.Conv2d, nn.Linear)
+            layers = [n for n, m in model.named_modules() if isinstance(m, kinds) and n not in skip]
+        else:
+            names = ("network", "start", "propagation", "effort", "calibration", "seed")
+            parts = [str(row[name]).replace("/", "_") for name in names]
+            begun = time.perf_counter()
+            layers = torch_glue.binarize(
+                model,
+                calibration(row["calibration"]),
+                self.folder / "-".join(["run", *parts, digest(skip)[:6]]),
+                skip=skip,
+                method=row["start"],
+                effort=row["effort"],
+                propagation=row["propagation"],
+                seed=row["seed"],
+            )
+            made = {
+                "binarize_seconds": round(time.perf_counter() - begun, 1),
+                "mean_relative_error": layers.report.summary["mean_relative_error"],
+                "codes_sha256": layers.codes_sha256,
+            }
+        torch_glue.attach(model, layers, **options)
+        return model, made
+
+
+class Log:
+    """Progress on standard error, every ``every`` steps."""
+
+    def __init__(self, every: int = 50):
+        self.every, self.begun, self.total = every, time.perf_counter(), 0.0
+
+    def __call__(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """One step."""
+        self.total += loss
+        if step % self.every == 0:
+            now = time.perf_counter()
+            seconds, mean = (now - self.begun) / self.every, self.total / self.every
+            print(
+                f"epoch {epoch} step {step}/{steps} loss {mean:.4f} {seconds:.3f} s/step",
+                file=sys.stderr,
+                flush=True,
+            )
+            self.begun, self.total = now, 0.0

@@ -1,0 +1,157 @@
+# ruff: noqa: E402
+"""absorb_scales: weights of exactly ±1, the same outputs; a clear error where nothing absorbs."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch_support import content
+
+import torch_glue
+
+
+def lively(norm):
+    """A BatchNorm as training leaves it."""
+    with torch.no_grad():
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.1, 2)
+        if norm.affine:
+            norm.weight.normal_()
+            norm.bias.normal_()
+    return norm
+
+
+class Net(nn.Module):
+    """Convolutions, a transposed and a linear one, a shortcut, biases."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn1 = lively(nn.BatchNorm2d(6))
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False)
+        self.bn2 = lively(nn.BatchNorm2d(6))
+        self.up = nn.ConvTranspose2d(6, 4, 2, groups=2)
+        self.bn3 = lively(nn.BatchNorm2d(4))
+        self.fc = nn.Linear(4, 8)
+        self.bn4 = lively(nn.BatchNorm1d(8, affine=False))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)) + x)
+        x = torch.relu(self.bn3(self.up(x))).mean((2, 3))
+        return self.last(self.bn4(self.fc(x)))
+
+
+LAYERS = ["conv1", "conv2", "up", "fc"]
+NORMS = {"conv1": "bn1", "conv2": "bn2", "up": "bn3", "fc": "bn4"}
+
+
+def binary(model, layers=LAYERS):
+    torch_glue.attach(model, layers)
+    torch_glue.detach(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("followers", [None, NORMS])
+def test_outputs_are_the_same_and_weights_exactly_one(followers):
+    model = binary(Net())
+    images = torch.randn(20, 3, 8, 8)
+    with torch.no_grad():
+        before = model(images)
+        assert torch_glue.absorb_scales(model, followers=followers) == NORMS
+        after = model(images)
+    assert (before - after).abs().max() < 1e-5 * before.abs().max()
+    for name in LAYERS:
+        layer = model.get_submodule(name)
+        assert (layer.weight.abs() == 1).all()
+        assert layer.bias is None or not layer.bias.any()
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 1e-4, 0.3, 50.0, 3e3]), st.floats(1e-12, 10))
+def test_any_scale_and_variance(seed, scale, variance):
+    """Scales far above the spread, whose variance would be negative, and scales of 0."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 3), lively(nn.BatchNorm1d(3))).double().eval()
+    with torch.no_grad():
+        weight = model[0].weight
+        weight.copy_(torch.where(weight < 0, -1, 1))[0] *= scale  # torch.sign(0) is 0
+        model[1].running_var[0] = variance
+        inputs = torch.randn(40, 5, dtype=torch.float64)
+        before = model(inputs)
+        torch_glue.absorb_scales(model)
+        after = model(inputs)
+    assert (model[1].running_var >= 0).all() and (model[0].weight.abs() == 1).all()
+    torch.testing.assert_close(before, after, rtol=1e-9, atol=1e-9 * float(before.abs().max()))
+
+
+def test_training_statistics_still_fit():
+    """In train mode too, but for ε: the variance that BatchNorm sees is that of the new output."""
+    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, momentum=None))
+    binary(model, ["0"])
+    inputs = torch.randn(400, 5)
+    torch_glue.recalibrate_batchnorm(model, inputs)
+    torch_glue.absorb_scales(model)
+    held = model[1].running_var.clone(), model[1].running_mean.clone()
+    torch_glue.recalibrate_batchnorm(model, inputs)
+    torch.testing.assert_close(model[1].running_var, held[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model[1].running_mean, held[1], rtol=1e-3, atol=1e-3)
+
+
+def test_where_nothing_can_absorb_the_model_is_left_alone():
+    def refused(match, model, **options):
+        before = {name: content(value) for name, value in model.state_dict().items()}
+        with pytest.raises(ValueError, match=match):
+            torch_glue.absorb_scales(model, **options)
+        assert before == {name: content(value) for name, value in model.state_dict().items()}
+
+    refused("binarise first", Net())
+    refused("conv1: no layer whose weight is exactly", Net(), layers=["conv1"])
+    refused("conv9: no layer", Net(), layers=["conv9"])
+    refused("last: its output goes to output", binary(Net(), [*LAYERS, "last"]))
+    model = binary(Net())
+    refused("fc: is followed by None", model, followers={n: NORMS[n] for n in LAYERS[:3]})
+    refused("fc: is followed by 'last'", model, followers=NORMS | {"fc": "last"})
+    refused("bn1: has 6 features, fc 8", model, followers=NORMS | {"fc": "bn1"})
+    plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3))
+    refused("0: is followed by '1'", binary(plain, ["0"]))
+    without = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    refused("no BatchNorm with running statistics", binary(without, ["0"]))
+    dead = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False))
+    dead[0].weight.data[1] = 0.0
+    refused("1: has no weight, which alone could take", binary(dead, ["0"]))
+    tied = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Embedding(4, 4))
+    binary(tied, ["0"])
+    tied[2].weight = tied[0].weight
+    refused("0: shares its weight with 2", tied)
+
+    class Twice(Net):
+        def forward(self, x):
+            x = torch.relu(self.bn1(self.conv1(x)))
+            return self.bn2(self.conv2(self.bn2(self.conv2(x))))
+
+    refused("conv2: its output goes to bn2", binary(Twice()))
+
+    class Elsewhere(Net):
+        def forward(self, x):
+            x = self.conv1(x)
+            return self.bn1(x) + x
+
+    refused("conv1: its output goes to bn1, add", binary(Elsewhere(), ["conv1"]))
+
+    class Untraceable(Net):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    refused("cannot be traced", binary(Untraceable()))
+    model = binary(Untraceable())
+    twin = copy.deepcopy(model)
+    assert torch_glue.absorb_scales(model, followers=NORMS) == NORMS
+    images = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(model(images), twin(images), rtol=1e-4, atol=1e-4)

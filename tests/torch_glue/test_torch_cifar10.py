@@ -1,0 +1,100 @@
+# ruff: noqa: E402
+"""The CIFAR-10 script on a few random images: a row, made once, resumed where it was killed."""
+
+import json
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from click.testing import CliRunner
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import cifar10
+import rows
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Twelve test images, five of them in the smaller file."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    train = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    test = rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    for name, chosen in (("cifar10_full.h5", slice(None)), ("cifar10.h5", slice(3, 8))):
+        with h5py.File(folder / name, "w") as file:
+            file["train_images"], file["train_labels"] = train, np.arange(40, dtype=np.uint8) % 10
+            file["test_images"] = test[chosen]
+            file["test_labels"] = np.arange(12, dtype=np.uint8)[chosen] % 10
+    monkeypatch.setenv("HASHSOLVE_DATA", str(folder))
+    monkeypatch.setattr(cifar10, "VGG_EPOCHS", 1)
+    return folder
+
+
+def test_batches_are_crops_and_mirrors_of_the_images(data):
+    images = cifar10.Images(data / "cifar10_full.h5", 8, None)
+    assert len(images) == 5 and images.few.tolist() == [3 <= n < 8 for n in range(12)]
+    torch.manual_seed(1)
+    seen = []
+    for batch, labels in images:
+        for image, label in zip(batch, labels, strict=True):
+            twins = torch.nonzero(images.labels == label)[:, 0]
+            crops = [
+                (down, right, flip, int(twin))
+                for twin in twins
+                for down in range(9)
+                for right in range(9)
+                for flip in (False, True)
+                if torch.equal(image, crop(images.padded[twin], down, right, flip))
+            ]
+            assert len(crops) == 1
+            seen.append(crops[0])
+    assert sorted(twin for *_, twin in seen) == list(range(40))
+    assert len({crop[:2] for crop in seen}) > 20 and len({crop[2] for crop in seen}) == 2
+
+
+def crop(padded, down, right, flip):
+    pixels = padded[down : down + 32, right : right + 32]
+    return cifar10.normalised((pixels.flip(1) if flip else pixels)[None])[0]
+
+
+def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
+    def run(*more):
+        arguments = ["--network", "vgg9", "--start", "weights", "--setting", "sq-bwn"]
+        arguments += [
+            "--epochs",
+            "2",
+            "--batch",
+            "10",
+            "--train-images",
+            "20",
+            "--folder",
+            str(tmp_path / "out"),
+            *more,
+        ]
+        return CliRunner().invoke(cifar10.main, arguments)
+
+    calls = []
+    log = rows.Log.__call__
+
+    def dying(self, epoch, step, steps, loss):
+        calls.append((epoch, step))
+        if len(calls) == 5:  # two steps of training VGG-9, an epoch, then a step of the second
+            raise KeyboardInterrupt
+        log(self, epoch, step, steps, loss)
+
+    monkeypatch.setattr(rows.Log, "__call__", dying)
+    assert run().exit_code != 0
+    done = run()
+    assert done.exit_code == 0, done.output
+    assert calls == [(1, 1), (1, 2), (1, 1), (1, 2), (2, 1), (2, 1), (2, 2)]
+    row = json.loads(done.stdout)
+    assert [epoch["epoch"] for epoch in row["after"]] == [1, 2]
+    assert row["reloaded"] == {key: row["after"][1][key] for key in ("top1_4000", "top1_10000")}
+    assert json.loads(run().stdout) == row and len(calls) == 7
+    full = json.loads(run("--start", "full").stdout)
+    assert full["full_precision"] == row["full_precision"] and "after" not in full

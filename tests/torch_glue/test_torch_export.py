@@ -1,0 +1,50 @@
+# ruff: noqa: E402
+"""export_onnx: what onnxruntime computes is what torch computes."""
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx", reason="needs hashsolve[onnx]")
+pytest.importorskip("onnxscript", reason="needs hashsolve[onnx]")
+runtime = pytest.importorskip("onnxruntime", reason="onnxruntime runs what is exported")
+from torch import nn
+from torch_support import record, small_images
+
+import torch_glue
+
+
+@pytest.mark.parametrize("absorbed", [False, True])
+def test_onnxruntime_agrees(tmp_path, absorbed):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5)
+    )
+    model(small_images())  # statistics
+    torch_glue.attach(model, ["0"])
+    if absorbed:
+        torch_glue.detach(model)
+        torch_glue.absorb_scales(model)
+    before = record(model)
+    torch_glue.export_onnx(model, tmp_path / "model.onnx", small_images(2))
+    assert record(model) == before and model.training
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    name = session.get_inputs()[0].name
+    plain = copy.deepcopy(model).eval()
+    for count in (1, 7):  # any number of samples
+        images = small_images(count)
+        (found,) = session.run(None, {name: images.numpy()})
+        with torch.no_grad():
+            wanted = plain(images).numpy()
+        assert np.abs(found - wanted).max() < 1e-5 * max(1, np.abs(wanted).max())
+    weights = [
+        onnx.numpy_helper.to_array(t) for t in onnx.load(session._model_path).graph.initializer
+    ]
+    (weight,) = (w for w in weights if w.shape == (8, 3, 3, 3))
+    with torch.no_grad():
+        rows = np.abs(weight.reshape(8, -1))
+    assert (rows == rows[:, :1]).all()

@@ -1,0 +1,346 @@
+# ruff: noqa: E402
+"""finetune: it learns, keeps the best, says when it is worse, and resumes to the same bits."""
+
+import copy
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch_support import content, record
+
+import torch_glue
+from torch_glue.parametrize import binary_of
+from torch_glue.training import parameter_groups
+
+
+def make_loader(shuffle=True, generator=None):
+    draw = torch.Generator().manual_seed(11)
+    inputs = torch.randn(96, 6, generator=draw)
+    labels = (inputs[:, 0] * inputs[:, 1] > 0).long()
+    return DataLoader(TensorDataset(inputs, labels), 16, shuffle=shuffle, generator=generator)
+
+
+def make_model(**options):
+    torch.manual_seed(12)
+    model = nn.Sequential(
+        nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 2)
+    )
+    torch_glue.attach(model, ["0"], **options)
+    return model
+
+
+def accuracy(model):
+    inputs, labels = make_loader().dataset.tensors
+    assert not model.training and not torch.is_grad_enabled()
+    return float((model(inputs).argmax(1) == labels).double().mean())
+
+
+def bits(model):
+    return {name: content(value) for name, value in model.state_dict().items()}
+
+
+def test_it_learns_and_reports():
+    model = make_model()
+    modes = [module.training for module in model.modules()]
+    random = torch.get_rng_state()
+    seen = []
+    result = torch_glue.finetune(
+        model,
+        make_loader(),
+        epochs=12,
+        lr=0.02,
+        other_lr=0.02,
+        evaluate=accuracy,
+        progress=lambda *args: seen.append(args),
+    )
+    assert result.ended > result.began + 0.2 and not result.worse
+    assert len(result.epochs) == 12 and result.epochs[-1].loss < result.epochs[0].loss
+    assert result.ended == max(epoch.score for epoch in result.epochs)
+    model.eval()
+    with torch.no_grad():
+        assert accuracy(model) == result.ended
+    model.train()
+    assert [args[:3] for args in seen[:7]] == [*((1, n, 6) for n in range(1, 7)), (2, 1, 6)]
+    assert len(seen) == 72 and all(math.isfinite(args[3]) for args in seen)
+    assert modes == [module.training for module in model.modules()]
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch_glue.detach(model) == ["0"]
+
+
+def test_each_epoch_and_seed_has_an_order_of_its_own():
+    def order(seed):
+        seen = []
+        torch_glue.finetune(
+            make_model(),
+            make_loader(generator=torch.Generator()),
+            epochs=2,
+            lr=0.01,
+            seed=seed,
+            loss=lambda outputs, batch: seen.append(content(batch[0])) or outputs.square().mean(),
+            evaluate=lambda model: 0.0,
+        )
+        return seen
+
+    seen = order(0)
+    assert seen == order(0) and seen[:6] != order(1)[:6]
+    assert seen[:6] != seen[6:]
+
+
+def test_by_default_the_loss_on_the_first_batches_judges():
+    model, again = make_model(), make_model()
+    options = {"epochs": 3, "lr": 0.02, "other_lr": 0.02}
+    result = torch_glue.finetune(model, make_loader(), **options)
+    assert -1.5 < result.began < result.ended < 0
+    torch.manual_seed(1234)  # the batches that judge do not depend on it
+    assert torch_glue.finetune(again, make_loader(), **options).began == result.began
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("generator", [False, True])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, keep, generator):
+    def run(checkpoint, stop=None, **changed):
+        def progress(epoch, step, steps, loss):
+            if (epoch, step) == stop:
+                raise Stop
+
+        options = {"epochs": 4, "lr": 0.01, "scale_lr": 0.01, "keep": keep, "seed": 5} | changed
+        own = torch.Generator().manual_seed(99) if generator else None
+        torch.manual_seed(7 if stop else 8)  # whatever the caller's random state is
+        model = make_model()
+        loader = make_loader(generator=own)
+        result = torch_glue.finetune(
+            model, loader, evaluate=accuracy, checkpoint=checkpoint, progress=progress, **options
+        )
+        return bits(model), result
+
+    whole, wanted = run(tmp_path / "whole")
+    for stop in [(1, 3), (3, 2), (3, 5), (4, 6)]:  # the last is after all training
+        with pytest.raises(Stop):
+            run(tmp_path / "cut", stop)
+    found, result = run(tmp_path / "cut")
+    assert found == whole
+    for a, b in zip(result.epochs, wanted.epochs, strict=True):
+        assert (a.loss, a.score) == (b.loss, b.score)
+    assert (result.began, result.ended, result.left) == (wanted.began, wanted.ended, wanted.left)
+    again, _ = run(tmp_path / "cut", (4, 1))  # done: nothing is trained
+    assert again == whole
+    assert run(tmp_path / "other", seed=6)[0] != whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "other", "whole"]
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path):
+    path = tmp_path / "checkpoint"
+    torch_glue.finetune(make_model(), make_loader(), lr=1e-3, checkpoint=path)
+
+    def refused(match, model=None, **options):
+        model = model or make_model()
+        before = bits(model)
+        with pytest.raises(ValueError, match=match):
+            torch_glue.finetune(model, make_loader(), checkpoint=path, **options)
+        assert before == bits(model)
+
+    refused("other settings", lr=2e-3)
+    refused("other settings", lr=1e-3, epochs=2)
+    refused("other settings", make_model(scales="fixed"), lr=1e-3)
+    path.write_bytes(path.read_bytes()[:500])
+    refused("damaged")
+    torch.save({"settings": print}, path)  # it would have to be unpickled
+    refused("damaged")
+    torch.save([1, 2], path)
+    refused("damaged")
+
+
+def test_it_never_ends_worse_without_saying_so():
+    """A step that wrecks the network."""
+    options = {"epochs": 2, "lr": 5.0, "other_lr": 5.0, "warmup": 0.0, "evaluate": accuracy}
+    model = make_model()
+    torch_glue.finetune(model, make_loader(), epochs=12, lr=0.02, other_lr=0.02, evaluate=accuracy)
+    other, before = copy.deepcopy(model), bits(model)
+    result = torch_glue.finetune(model, make_loader(), **options)
+    assert result.left == "start" and result.ended == result.began and not result.worse
+    assert bits(model) == before
+    with pytest.warns(UserWarning, match="left the network worse"):
+        result = torch_glue.finetune(other, make_loader(), keep="last", **options)
+    assert result.worse and result.left == "epoch 2" and result.ended < result.began
+    assert "WORSE" in str(result)
+
+
+def test_evaluations_may_say_more_than_one_number():
+    def evaluate(model):
+        return {"top1": accuracy(model), "bits": 1.0}
+
+    result = torch_glue.finetune(make_model(), make_loader(), lr=0.01, evaluate=evaluate)
+    assert result.measures["top1"] == result.began
+    assert result.epochs[0].measures.keys() == {"top1", "bits"}
+    assert result.to_dict()["epochs"][0]["measures"]["bits"] == 1.0
+
+
+def test_the_step_rises_then_follows_a_cosine():
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, *args):
+            rates.append([group["lr"] for group in self.param_groups])
+            return super().step(*args)
+
+    torch_glue.finetune(
+        make_model(),
+        make_loader(),
+        epochs=5,
+        lr=1.0,
+        scale_lr=0.5,
+        other_lr=0.25,
+        warmup=1 / 3,
+        optimizer=Watched,
+        evaluate=accuracy,
+    )
+    first = [rate[0] for rate in rates]
+    expected = [(n + 1) / 10 for n in range(10)]
+    expected += [(1 + math.cos(math.pi * n / 20)) / 2 for n in range(20)]
+    assert first == pytest.approx(expected)
+    assert all(b == pytest.approx(a / 2) and c == pytest.approx(a / 4) for a, b, c in rates)
+
+
+def test_groups_hold_each_parameter_once_and_steps_of_zero_leave_it(tmp_path):
+    model = make_model()
+    names = {"latents": 1.0, "scales": 0.1, "other": 0.0}
+    groups = parameter_groups(model, names, 0.3)
+    assert [group["name"] for group in groups] == ["latents", "scales"]
+    assert all(group["weight_decay"] == 0 for group in groups)
+    names["other"] = 0.1
+    held = [p for group in parameter_groups(model, names, 0.3) for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    assert len(held) == len(list(model.parameters()))
+    before = model[4].weight.clone()
+    torch_glue.finetune(model, make_loader(), lr=0.01, other_lr=0)
+    assert torch.equal(before, model[4].weight)
+
+
+def test_distillation_pulls_towards_the_teacher_which_is_only_run():
+    torch.manual_seed(3)
+    teacher = nn.Sequential(nn.Linear(6, 2), nn.Dropout(0.5))
+    held = record(teacher)
+    del held["random"]
+    distances = {}
+    for share in (0.0, 1.0):
+        model = make_model()
+        torch_glue.finetune(
+            model,
+            make_loader(),
+            epochs=6,
+            lr=0.02,
+            other_lr=0.02,
+            teacher=teacher,
+            distillation=share,
+            temperature=2.0,
+            keep="last",
+            evaluate=lambda model: 0.0,
+        )
+        inputs = make_loader().dataset.tensors[0]
+        model.eval()
+        gap = model(inputs).softmax(1) - teacher.eval()(inputs).softmax(1)
+        teacher.train()
+        distances[share] = float(gap.detach().abs().mean())
+    assert distances[1.0] < 0.5 * distances[0.0]
+    assert held.items() <= record(teacher).items()
+
+
+def test_batchnorm_is_frozen_or_estimated_anew_where_that_helps():
+    model = make_model()
+    held = model[1].running_mean.clone()
+    torch_glue.finetune(model, make_loader(), lr=0.01, freeze_batchnorm=True)
+    assert torch.equal(held, model[1].running_mean)
+    inputs = make_loader().dataset.tensors[0]
+
+    def fitting(model):  # larger the closer the statistics are to those of the inputs
+        return -float((model[1].running_mean - model[0](inputs).mean(0)).abs().max())
+
+    result = torch_glue.finetune(
+        model, make_loader(), lr=0.01, evaluate=fitting, recalibrate=inputs, keep="last"
+    )
+    assert result.left == "epoch 1, BatchNorm anew" and result.ended > -1e-4
+    held = bits(model)
+    result = torch_glue.finetune(
+        model, make_loader(), lr=1e-9, evaluate=fitting, recalibrate=inputs + 9
+    )
+    assert result.left == "start" and bits(model) == held
+
+
+def test_a_score_that_is_no_number_is_never_the_best():
+    scores = iter([0.5, math.nan, 0.4, 0.6, math.nan])
+    result = torch_glue.finetune(
+        make_model(), make_loader(), epochs=4, lr=0.01, evaluate=lambda model: next(scores)
+    )
+    assert (result.ended, result.left) == (0.6, "epoch 3")
+
+
+def test_shares_grow_in_stages_of_equal_length():
+    model = make_model(scales="mean")
+    shares = []
+    torch_glue.finetune(
+        model,
+        make_loader(),
+        epochs=2,
+        lr=0.01,
+        shares=(0.5, 0.75, 0.875, 1.0),
+        progress=lambda *args: shares.append(binary_of(model[0]).share),
+    )
+    assert shares == [0.5] * 3 + [0.75] * 3 + [0.875] * 3 + [1.0] * 3
+    assert binary_of(model[0]).share == 1.0
+
+
+def test_latents_are_clipped_after_each_step():
+    model = make_model(scales="none", clip=0.3)
+    torch_glue.finetune(model, make_loader(), lr=0.2)
+    assert model[0].parametrizations.weight.original.abs().max().item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("match", "options"),
+    [
+        ("epochs", {"epochs": 0}),
+        ("seed", {"seed": -1}),
+        ("keep", {"keep": "first"}),
+        ("shares", {"shares": (0.0, 1.0)}),
+        ("shares", {"shares": ()}),
+        ("distillation and warmup", {"distillation": 1.5}),
+        ("distillation and warmup", {"temperature": 0}),
+        ("distillation and warmup", {"warmup": -1}),
+    ],
+)
+def test_settings_that_cannot_be_used(match, options):
+    with pytest.raises(ValueError, match=match):
+        torch_glue.finetune(make_model(), make_loader(), **options)
+
+
+def test_models_and_loaders_that_cannot_be_used():
+    with pytest.raises(ValueError, match="no attached layer"):
+        torch_glue.finetune(nn.Linear(6, 2), make_loader())
+    with pytest.raises(ValueError, match="no batches"):
+        torch_glue.finetune(make_model(), [])
+    with pytest.raises(ValueError, match="only once"):
+        torch_glue.finetune(make_model(), iter(make_loader()))
+
+    class Shrinking(list):
+        def __iter__(self):
+            self.pop()
+            return super().__iter__()
+
+    with pytest.raises(ValueError, match="batches in epoch 1"):
+        torch_glue.finetune(make_model(), Shrinking(make_loader()), evaluate=lambda model: 0.0)
+    model = make_model()
+    with pytest.raises(FloatingPointError, match="epoch 1, step 1: the loss is nan"):
+        torch_glue.finetune(
+            model,
+            make_loader(),
+            loss=lambda outputs, batch: outputs.sum() * torch.nan,
+            evaluate=lambda model: 0.0,
+        )
+    assert model.training

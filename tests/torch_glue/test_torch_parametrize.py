@@ -1,0 +1,391 @@
+# ruff: noqa: E402
+"""attach and detach: they start at the codes, gradients pass, nothing of torch's breaks."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch_support import content, mlp, record, small_images, small_net
+
+import torch_glue
+from hashsolve.instance import signs
+from torch_glue.parametrize import SCALES, BinaryWeight, binary_of
+
+
+@pytest.fixture(scope="module")
+def binarized(tmp_path_factory):
+    """A binarised small net, its run, and the net in full precision."""
+    full = small_net()
+    with torch.no_grad():
+        full[2].weight[0, 0] = 0.0  # codes that |W| alone would lose
+        full[0].weight[1] = 0.0  # a filter whose outputs are zero: its scale will be 0
+        full[0].bias[1] = 0.5
+    model = copy.deepcopy(full)
+    folder = tmp_path_factory.mktemp("run")
+    run = torch_glue.binarize(model, small_images(), folder, skip=["5"], method="dcc")
+    return full, model, run
+
+
+def latent(module):
+    return module.parametrizations.weight.original
+
+
+def test_it_starts_at_the_solvers_codes_bit_for_bit(binarized):
+    full, model, run = binarized
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model = copy.deepcopy(model)
+    assert torch_glue.attach(model, run) == ["0", "2"]
+    assert (before["0.weight"][1] == 0).all()
+    for result in run.layers:
+        module = model.get_submodule(result.name)
+        assert torch.equal(module.weight, before[f"{result.name}.weight"])
+        codes = signs(latent(module).detach().numpy()).reshape(len(latent(module)), -1)
+        assert np.array_equal(codes.T, result.solution.codes)
+        tiny = torch.finfo(torch.float32).tiny
+        expected = full.get_submodule(result.name).weight.abs().clamp(min=tiny)
+        assert torch.equal(latent(module).abs(), expected)
+    images = small_images()
+    assert torch.equal(model(images), binarized[1](images))
+
+
+def test_magnitudes_come_from_a_network_in_full_precision_too(binarized):
+    full, model, run = binarized
+    first, second = copy.deepcopy(model), copy.deepcopy(model)
+    torch_glue.attach(first, run)
+    torch_glue.attach(second, run, magnitudes=full)
+    third = copy.deepcopy(model)
+    torch_glue.attach(third, ["0", "2"], magnitudes=full.state_dict())  # codes of the model itself
+    for name in ("0", "2"):
+        assert torch.equal(latent(first.get_submodule(name)), latent(second.get_submodule(name)))
+    assert torch.equal(latent(third[2]), latent(first[2]))
+
+
+def test_a_run_in_groups_gives_magnitudes(tmp_path):
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(6, 2))
+    full = copy.deepcopy(model)
+    images = torch.randn(40, 4, 3, 3)
+    images[:, 2:] = 0.0  # the second group has no data
+    run = torch_glue.binarize(model, images, tmp_path, skip=["2"], method="dcc")
+    before = model[0].weight.clone()
+    torch_glue.attach(model, run)
+    assert torch.equal(before, model[0].weight)
+    assert torch.equal(latent(model[0])[:3].abs(), full[0].weight[:3].abs())
+    assert torch.equal(latent(model[0])[3:], model[0].weight[3:])  # mean |W|, all that is known
+
+
+def test_without_a_run_it_is_bwn_of_the_weights():
+    model = small_net()
+    full = copy.deepcopy(model)
+    torch_glue.attach(model, ["0", "2"], scales="mean")
+    for name in ("0", "2"):
+        weight = full.get_submodule(name).weight
+        expected = weight.sign() * weight.abs().mean((1, 2, 3), keepdim=True)
+        torch.testing.assert_close(model.get_submodule(name).weight, expected, rtol=1e-6, atol=0)
+        assert torch.equal(latent(model.get_submodule(name)), weight)
+
+
+@pytest.mark.parametrize("scales", SCALES)
+def test_each_kind_of_scale_starts_from_the_codes(binarized, scales):
+    _, model, run = binarized
+    attached = copy.deepcopy(model)
+    torch_glue.attach(attached, run, scales=scales)
+    for result in run.layers:
+        module, before = (m.get_submodule(result.name) for m in (attached, model))
+        codes = torch.from_numpy(result.solution.codes.T.reshape(before.weight.shape)).float()
+        if scales == "none":
+            assert torch.equal(module.weight, codes)
+        elif scales == "mean":
+            torch.testing.assert_close(module.weight, before.weight, rtol=1e-6, atol=1e-37)
+        else:
+            assert torch.equal(module.weight, before.weight)
+        assert (signs(latent(module).detach().numpy()) == codes.numpy()).all()
+    trained = any("scales" in name for name, _ in attached.named_parameters())
+    assert trained == (scales == "trained")
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(SCALES),
+    st.sampled_from([None, 0.5]),
+    st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_forward_and_gradient_against_numpy(seed, scales, clip, dtype):
+    rng = np.random.default_rng(seed)
+    w = rng.normal(size=(3, 2, 2)) * (rng.random((3, 2, 2)) < 0.8)
+    weight = torch.tensor(w, dtype=dtype, requires_grad=True)
+    w = weight.detach().double().numpy()
+    alpha = torch.tensor(rng.random((3, 1)), dtype=dtype)
+    binary = BinaryWeight(alpha if scales in ("trained", "fixed") else None, scales, clip=clip)
+    out = binary(weight)
+    size = np.abs(w).mean((1, 2), keepdims=True)
+    kinds = {"mean": size, "none": np.ones((3, 1, 1))}
+    a = kinds.get(scales, alpha.double().numpy()[:, :, None])
+    assert np.allclose(out.detach().double(), a * signs(w), rtol=2 * torch.finfo(dtype).eps)
+    assert set(np.unique((out.detach().double() / torch.tensor(a)).sign())) <= {-1.0, 0.0, 1.0}
+    up = torch.tensor(rng.normal(size=w.shape), dtype=dtype)
+    out.backward(up)
+    u = up.double().numpy()
+    expected = a * u * (1 if clip is None else np.abs(w) <= clip)
+    if scales == "mean":  # of mean |w| too, whose own derivative is sign(w), and 0 at 0
+        expected = expected + np.sign(w) * (u * signs(w)).mean((1, 2), keepdims=True)
+    tolerance = 40 * torch.finfo(dtype).eps
+    assert np.allclose(weight.grad.double(), expected, rtol=tolerance, atol=tolerance)
+    if scales == "trained":
+        wanted = (u * signs(w)).sum((1, 2))[:, None]
+        assert np.allclose(binary.scales.grad.double(), wanted, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_detach_leaves_plain_layers_of_exactly_alpha(binarized):
+    _, model, run = binarized
+    attached = copy.deepcopy(model)
+    torch_glue.attach(attached, run)
+    assert torch_glue.detach(attached) == ["0", "2"]
+    assert torch_glue.detach(attached) == []
+    assert attached.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert content(value) == content(attached.state_dict()[name]), name  # −0.0 too
+    assert type(attached[0]) is nn.Conv2d
+    assert isinstance(attached[0].weight, nn.Parameter) and attached[0].weight.requires_grad
+
+
+def test_detaching_a_copy_leaves_the_model_attached(binarized):
+    """Both have the class that torch made for the first."""
+    _, model, run = binarized
+    first = copy.deepcopy(model)
+    torch_glue.attach(first, run)
+    second = copy.deepcopy(first)
+    torch_glue.detach(second)
+    assert torch.equal(first(small_images()), second(small_images()))
+    assert torch_glue.detach(first) == ["0", "2"]
+
+
+def train(model, make, steps=5):
+    images = small_images()
+    labels = torch.arange(len(images)) % 5
+    optimizer = make(model.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, 0.5, momentum=0.9, weight_decay=1e-3),
+        lambda p: torch.optim.Adam(p, 0.05),
+        lambda p: torch.optim.AdamW(p, 0.05),
+        lambda p: torch.optim.RMSprop(p, 0.02),
+        lambda p: torch.optim.Adagrad(p, 0.05),
+    ],
+    ids=["sgd", "adam", "adamw", "rmsprop", "adagrad"],
+)
+def test_any_optimizer_flips_codes_and_keeps_filters_binary(binarized, make):
+    _, model, run = binarized
+    attached = copy.deepcopy(model)
+    torch_glue.attach(attached, run)
+    train(attached, make)
+    torch_glue.detach(attached)
+    flips = (attached[2].weight.signbit() != model[2].weight.signbit()).sum()
+    assert flips > 0 and not torch.equal(attached[2].weight.abs(), model[2].weight.abs())
+    rows = attached[2].weight.flatten(1).abs()
+    assert (rows == rows[:, :1]).all()
+
+
+def test_an_optimizer_built_before_still_trains_the_latents(binarized):
+    _, model, run = binarized
+    attached = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(attached.parameters(), 0.1)
+    torch_glue.attach(attached, run)
+    before = latent(attached[2]).clone()
+    attached(small_images()).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, latent(attached[2]))
+
+
+def test_state_dicts_round_trip(binarized):
+    _, model, run = binarized
+    first, second = copy.deepcopy(model), small_net()
+    torch_glue.attach(first, run)
+    train(first, lambda p: torch.optim.Adam(p, 0.01))
+    stream = io.BytesIO()
+    torch.save(first.state_dict(), stream)
+    stream.seek(0)
+    torch_glue.attach(second, ["0", "2"])
+    second.load_state_dict(torch.load(stream, weights_only=True))
+    assert torch.equal(first(small_images()), second(small_images()))
+    assert record(first)["tensors"][0][-1] == record(second)["tensors"][0][-1]
+
+
+def test_averages_of_parameters_are_binary_too(binarized):
+    _, model, run = binarized
+    attached = copy.deepcopy(model)
+    torch_glue.attach(attached, run)
+    average = AveragedModel(attached, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    train(attached, lambda p: torch.optim.Adam(p, 0.05))
+    before = average.module[2].weight.clone()
+    average.update_parameters(attached)  # the first only copies
+    train(attached, lambda p: torch.optim.Adam(p, 0.05))
+    average.update_parameters(attached)
+    assert not torch.equal(before, average.module[2].weight)
+    assert torch_glue.detach(average) == ["module.0", "module.2"]
+
+
+def test_data_parallel_wrapping(binarized, tmp_path):
+    """One process: gradients still go through DDP's own hooks and buckets."""
+    _, model, run = binarized
+    attached = copy.deepcopy(model)
+    torch_glue.attach(attached, run)
+    alone = copy.deepcopy(attached)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(attached)
+        train(wrapped, lambda p: torch.optim.SGD(p, 0.1))
+    finally:
+        torch.distributed.destroy_process_group()
+    train(alone, lambda p: torch.optim.SGD(p, 0.1))
+    torch.testing.assert_close(alone[2].weight, attached[2].weight)
+    assert (alone[2].weight != model[2].weight).any()
+
+
+def test_compiled_models_train_alike(binarized):
+    _, model, run = binarized
+    plain = copy.deepcopy(model)
+    torch_glue.attach(plain, run)
+    compiled = copy.deepcopy(plain)
+    train(plain, lambda p: torch.optim.SGD(p, 0.1))
+    try:
+        train(torch.compile(compiled, backend="aot_eager"), lambda p: torch.optim.SGD(p, 0.1))
+    except RuntimeError as error:  # a Python that torch does not compile for yet
+        if "not supported" not in str(error):
+            raise
+        pytest.skip(str(error))
+    torch.testing.assert_close(plain[2].weight, compiled[2].weight)
+
+
+def test_stochastic_signs_follow_the_hard_sigmoid():
+    torch.manual_seed(0)
+    values = torch.tensor([[-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]])
+    binary = BinaryWeight(None, "none", stochastic=True, clip=1.0)
+    drawn = torch.stack([binary(values) for _ in range(2000)])
+    assert set(drawn.unique().tolist()) == {-1.0, 1.0}
+    share = (drawn > 0).double().mean(0)[0]
+    wanted = torch.tensor([0, 0, 0.25, 0.5, 0.75, 1, 1], dtype=torch.float64)
+    assert (share - wanted).abs().max() < 0.045  # four standard deviations
+    binary.eval()
+    assert torch.equal(binary(values), torch.tensor([[-1.0, -1, -1, 1, 1, 1, 1]]))
+
+
+def test_clip_brings_latents_back():
+    model = nn.Sequential(nn.Linear(4, 3))
+    torch_glue.attach(model, ["0"], scales="none", clip=0.25)
+    with torch.no_grad():
+        latent(model[0]).mul_(10)
+    kept = latent(model[0]).clone()
+    model(torch.ones(2, 4)).sum().backward()
+    assert (latent(model[0]).grad[kept.abs() > 0.25] == 0).all() and (kept.abs() > 0.25).any()
+    binary_of(model[0]).clip_(latent(model[0]))
+    assert torch.equal(latent(model[0]), kept.clamp(-0.25, 0.25))
+
+
+def test_a_share_of_filters_stays_in_full_precision_likelier_those_of_large_error():
+    torch.manual_seed(0)
+    rows = torch.randn(40, 16)
+    rows[:20] = rows[:20].sign()  # a fit without error: SQ takes these first
+    rows.requires_grad_()
+    binary = BinaryWeight(None, "mean")
+    binary.share = 0.5
+    out = binary(rows)
+    whole = (out == rows).all(1)
+    q = rows.sign() * rows.abs().mean(1, keepdim=True)
+    assert ((out - q).abs().amax(1) < 1e-6)[:20].all()
+    assert whole[20:].all()  # against 1e7 : 2 odds, none of them is drawn
+    binary.share = 0.75
+    counts = sum((binary(rows) != rows).any(1).double() for _ in range(200)) / 200
+    assert counts[20:].mean() == pytest.approx(0.5)  # 30 of 40, 20 of them the first
+    error = ((rows - q).abs().sum(1) / rows.abs().sum(1))[20:].detach()
+    assert np.corrcoef(error, counts[20:])[0, 1] < -0.5
+    binary.eval()
+    torch.testing.assert_close(binary(rows), q)
+    binary.train()
+    binary.share = 0.5
+    binary(rows).sum().backward()
+    torch.testing.assert_close(rows.grad[20:], torch.ones(20, 16))  # their own gradient
+
+
+def test_scales_of_groups_of_inputs():
+    alpha = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    binary = BinaryWeight(alpha, "fixed")
+    weight = binary(torch.tensor([[1.0, -1, 1, 1], [-1, 1, -1, 1]]))
+    assert torch.equal(weight, torch.tensor([[1.0, -1, 2, 2], [-3, 3, -0.0, 0]]))
+
+
+def test_transposed_convolutions_have_their_filters_on_the_second_axis():
+    layer = nn.ConvTranspose2d(4, 6, 3, groups=2)
+    binary = BinaryWeight(torch.arange(1.0, 7.0)[:, None], "fixed", groups=2)
+    weight = binary(layer.weight.detach())
+    expected = torch.arange(1.0, 7.0).reshape(2, 1, 3).expand(2, 2, 3).reshape(4, 3)
+    assert torch.equal(weight.abs(), expected[:, :, None, None].expand(4, 3, 3, 3))
+
+
+def test_assigning_a_weight_gives_its_own_signs_and_scales(binarized):
+    _, model, run = binarized
+    attached = copy.deepcopy(model)
+    torch_glue.attach(attached, run)
+    new = torch.full_like(model[2].weight, -3.0)
+    attached[2].weight = new
+    assert torch.equal(attached[2].weight, new)
+
+
+def test_settings_and_layers_that_cannot_be_used(binarized, tmp_path):
+    full, model, run = binarized
+
+    def refused(match, *args, made=None, **options):
+        made = copy.deepcopy(model) if made is None else made
+        before = record(made)["tensors"]
+        with pytest.raises(ValueError, match=match):
+            torch_glue.attach(made, *args, **options)
+        assert record(made)["tensors"] == before
+
+    refused("scales: 'learned' is not one of", run, scales="learned")
+    refused("clip", run, clip=0)
+    refused("no module 'conv9'", ["0", "conv9"])
+    refused("named twice", ["0", "0"])
+    refused("1 is a ReLU", ["0", "1"])
+    refused("codes of shape", run, made=nn.Sequential(*small_net()[:2], nn.Conv2d(4, 7, 3)))
+    refused("magnitudes: expected", run, magnitudes=[1])
+    refused("magnitudes: the weight of 0", run, magnitudes={"2.weight": full[2].weight})
+    tied = mlp()
+    tied[2] = nn.Linear(4, 3)
+    tied[2].weight = tied[0].weight
+    refused("0: shares its weight with 2", ["0"], made=tied)
+    broken = mlp()
+    broken[0].weight.data[0, 0] = torch.nan
+    refused("not finite", ["0"], made=broken)
+    moved = copy.copy(run)
+    object.__setattr__(moved, "run_dir", tmp_path / "gone")
+    refused("magnitudes", moved)
+    twice = copy.deepcopy(model)
+    torch_glue.attach(twice, run)
+    refused("parametrized already", run, made=twice)
+
+
+def test_what_is_not_binary_is_not_detached(binarized):
+    _, model, run = binarized
+    attached = copy.deepcopy(model)
+    torch_glue.attach(attached, run)
+    with torch.no_grad():
+        binary_of(attached[2]).scales[0] = torch.nan
+    with pytest.raises(ValueError, match="2: its weight is not exactly ±α"):
+        torch_glue.detach(attached)
+    assert binary_of(attached[0]) is not None

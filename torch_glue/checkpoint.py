@@ -1,0 +1,259 @@
+"""save_packed, load_packed: checkpoints at one bit a binarised weight, in safetensors.
+
+The format is described in `hashsolve.packed_checkpoint`, which also reads it without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hashsolve.files import atomic
+from hashsolve.packed_checkpoint import (
+    CODES,
+    FORMAT,
+    SCALES,
+    VERSION,
+    Layout,
+    PackedWeight,
+    read_layout,
+)
+from hashsolve.packing import pack, unpack
+from torch_glue.filters import as_rows, from_rows, transposed_groups
+from torch_glue.parametrize import attached, binary_weight
+
+
+@dataclass(frozen=True)
+class PackedSizes:
+    """Bytes of a packed checkpoint.
+
+    Attributes
+    ----------
+    layers : list of str
+        The tensors that are packed.
+    binarized_before, binarized_after : int
+        Bytes of these tensors, and of their codes and scales.
+    total_before, total_after : int
+        Bytes of all tensors, and of the whole file.
+    """
+
+    layers: list[str]
+    binarized_before: int
+    binarized_after: int
+    total_before: int
+    total_after: int
+
+    @property
+    def binarized_ratio(self) -> float:
+        """How much smaller binarised weights are; 1 where there are none."""
+        return self.binarized_before / self.binarized_after if self.layers else 1.0
+
+    @property
+    def total_ratio(self) -> float:
+        """How much smaller the file is than its tensors."""
+        return self.total_before / self.total_after
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.layers)} binarised weights: {self.binarized_before:,} bytes as "
+            f"{self.binarized_after:,} ({self.binarized_ratio:.1f} x smaller); in all "
+            f"{self.total_before:,} as {self.total_after:,} ({self.total_ratio:.1f} x)"
+        )
+
+
+def save_packed(
+    model: nn.Module, path: str | PathLike, *, layers: Iterable[str] = ()
+) -> PackedSizes:
+    """Write a model's state: one bit a binarised weight, its scales, all else as it is.
+
+    A weight is packed where it is exactly ±α in each filter, or in each group of a filter's
+    consecutive inputs, and smaller for it; NaN and signs of zeros are kept, so that what is loaded
+    is the same bit for bit. Attached layers are written as `detach` would leave them.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    path : path
+        The file appears whole or not at all.
+    layers : iterable of str, optional
+        Names of layers whose weight must be binary.
+
+    Returns
+    -------
+    PackedSizes
+
+    Raises
+    ------
+    ValueError
+        Where one of ``layers`` is not binary or not there, or the state holds what is no tensor.
+
+    Examples
+    --------
+    >>> import torch, torch_glue, tempfile, pathlib
+    >>> model = torch.nn.Sequential(torch.nn.Linear(576, 64), torch.nn.Linear(64, 2))
+    >>> _ = torch_glue.attach(model, ["0"])  # sign(W), mean |W|
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "model.safetensors")
+    ...     sizes = torch_glue.save_packed(model, path)
+    ...     _ = torch_glue.detach(model)
+    ...     other = torch.nn.Sequential(torch.nn.Linear(576, 64), torch.nn.Linear(64, 2))
+    ...     torch_glue.load_packed(other, path)
+    ['0']
+    >>> round(sizes.binarized_ratio, 1), torch.equal(model[0].weight, other[0].weight)
+    (30.3, True)
+    """
+    state = _plain_state(model)
+    transposed = {
+        f"{name}.weight".lstrip("."): transposed_groups(module)
+        for name, module in model.named_modules()
+    }
+    required = {f"{name}.weight".lstrip(".") for name in layers}
+    if missing := required - state.keys():
+        raise ValueError(f"layers: the model has no tensor {min(missing)!r}")
+    tensors: dict[str, Tensor] = {}
+    packed: dict[str, list] = {}
+    aliases: dict[str, str] = {}
+    owners: dict[tuple, str] = {}
+    before = after = total = 0
+    for name, value in state.items():
+        value = value.detach()
+        if value.numel():
+            owner = owners.setdefault(_place(value), name)
+            if owner != name:
+                aliases[name] = owner
+                continue
+        groups = transposed.get(name, 0)
+        parts = _packed(value, groups)
+        size = value.numel() * value.element_size()
+        total += size
+        if parts is None:
+            if name in required:
+                raise ValueError(f"{name}: it is not exactly ±α in each filter")
+            # a copy of its own: safetensors takes no two tensors on overlapping memory
+            tensors[name] = value.cpu().clone(memory_format=torch.contiguous_format)
+            continue
+        tensors[name + CODES], tensors[name + SCALES] = parts
+        packed[name] = [list(value.shape), groups]
+        before += size
+        after += sum(part.numel() * part.element_size() for part in parts)
+    if len(tensors) != len(state) - len(aliases) + len(packed):
+        raise ValueError(f"a tensor's name ends in {CODES} or {SCALES}, as packed ones do")
+    metadata = {"format": FORMAT, "version": VERSION}
+    metadata |= {"layers": json.dumps(packed), "aliases": json.dumps(aliases)}
+    with atomic(path) as part:
+        save_file(tensors, part, metadata)
+    return PackedSizes(list(packed), before, after, total, Path(path).stat().st_size)
+
+
+def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
+    """Load what `save_packed` wrote, bit for bit.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Of the same shape and dtypes, without attached layers.
+    path : path
+
+    Returns
+    -------
+    list of str
+        The layers whose weights are binary: what `attach` takes to train them further.
+
+    Raises
+    ------
+    ValueError
+        Where the file is missing, damaged, or of another model; that is then as it was.
+    """
+    if attached(model):
+        raise ValueError("the model has attached layers: detach(model) first")
+    state, layout = _read(path)
+    own = model.state_dict()
+    for what, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
+        if names:
+            raise ValueError(
+                f"{path}: {what} {min(names)!r}, and {len(names) - 1} more, unlike this model: "
+                "it is of another one"
+            )
+    for name, wanted in own.items():
+        value = state[name]
+        if not isinstance(wanted, Tensor) or wanted.shape != value.shape:
+            raise ValueError(
+                f"{path}: {name} is of shape {tuple(value.shape)}, the model's of "
+                f"{tuple(getattr(wanted, 'shape', ()))}"
+            )
+        if wanted.dtype != value.dtype:
+            raise ValueError(
+                f"{path}: {name} is {value.dtype}, the model's {wanted.dtype}: bring the model to "
+                f"that type first, by model.to({value.dtype})"
+            )
+    model.load_state_dict(state)
+    return [name.removesuffix(".weight") for name in layout.packed]
+
+
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as it is once layers are detached."""
+    state = dict(model.state_dict())
+    for name, module in attached(model).items():
+        start = f"{name}." if name else ""
+        inside = f"{start}parametrizations.weight."
+        state = {key: value for key, value in state.items() if not key.startswith(inside)}
+        state[f"{start}weight"] = binary_weight(module)
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+            raise ValueError(f"{key}: is not a plain tensor, which is all that can be written")
+    return state
+
+
+def _place(value: Tensor) -> tuple:
+    """Equal for two tensors that are one and the same memory."""
+    return value.data_ptr(), value.device, value.dtype, value.shape, value.stride()
+
+
+def _packed(value: Tensor, groups: int) -> tuple[Tensor, Tensor] | None:
+    """Codes and scales of a weight, where it is exactly ±α and smaller for it."""
+    if value.dim() < 2 or not value.is_floating_point() or not value.numel():
+        return None
+    rows = as_rows(value.cpu(), groups)
+    size = rows.abs()
+    # where any row's magnitude changes; NaN always does, so that it is never packed
+    change = (size[:, 1:] != size[:, :-1]).any(0).nonzero()[:, 0] + 1
+    length = math.gcd(rows.shape[1], *change.tolist())
+    scales = size[:, ::length].contiguous()
+    codes = torch.where(rows.signbit(), -1, 1).to(torch.int8).numpy()
+    bits = torch.from_numpy(pack(codes.T))
+    after = bits.numel() + scales.numel() * scales.element_size()
+    return (bits, scales) if after < value.numel() * value.element_size() else None
+
+
+def _read(path: str | PathLike) -> tuple[dict[str, Tensor], Layout]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
+    layout = read_layout(path, metadata, {name: tuple(p.shape) for name, p in parts.items()})
+    state = {name: parts[name] for name in layout.plain}
+    for name, weight in layout.packed.items():
+        codes, scales = parts[name + CODES], parts[name + SCALES]
+        if codes.dtype != torch.uint8 or not scales.is_floating_point():
+            raise ValueError(f"{path}: {name}: damaged: codes of {codes.dtype}, {scales.dtype}")
+        state[name] = _unpacked(codes.numpy(), scales, weight)
+    return state | {name: state[target] for name, target in layout.aliases.items()}, layout
+
+
+def _unpacked(codes: np.ndarray, scales: Tensor, weight: PackedWeight) -> Tensor:
+    filters, inputs = weight.rows
+    positive = torch.from_numpy(unpack(codes, (inputs, filters)).T.copy()) > 0
+    size = scales.repeat_interleave(inputs // scales.shape[1], 1)
+    return from_rows(torch.where(positive, size, -size), torch.Size(weight.shape), weight.groups)

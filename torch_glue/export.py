@@ -1,0 +1,48 @@
+"""export_onnx: a binarised model as ONNX."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from hashsolve.files import atomic
+from torch_glue.network import evaluating
+from torch_glue.parametrize import detach
+
+
+def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options: Any) -> None:
+    """Write a model as ONNX, in eval mode, for any number of samples.
+
+    The model is left as it is: a copy is exported, and detached first, so that its weights are
+    plain tensors of exactly ±α. ONNX has no type of one bit: the file holds them in full.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    path : path
+        The file appears whole or not at all.
+    example : tensor, or tuple of tensors
+        Inputs to trace with; their first axis is left open.
+    **options
+        Of `torch.onnx.export`, such as ``opset_version`` or ``dynamic_shapes``.
+
+    Raises
+    ------
+    ValueError
+        As `detach`.
+    ImportError
+        Without ``pip install 'hashsolve[onnx]'``.
+    """
+    args = example if isinstance(example, tuple) else (example,)
+    model = copy.deepcopy(model)
+    detach(model)
+    axes = {0: torch.export.Dim.DYNAMIC}
+    options = {"dynamic_shapes": tuple(axes for _ in args)} | options
+    with evaluating(model), atomic(path) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        torch.onnx.export(model, args, part, external_data=False, verbose=False, **options)

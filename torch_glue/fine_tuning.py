@@ -1,0 +1,348 @@
+"""finetune: a short reference loop for attached models, for those who have none of their own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hashsolve import checks
+from hashsolve.files import atomic, digest
+from torch_glue.batchnorm import recalibrate_batchnorm
+from torch_glue.network import evaluating, random_state_kept, run_batch, run_model, to_device
+from torch_glue.parametrize import attached, binary_of
+from torch_glue.training import (
+    cross_entropy,
+    distance,
+    parameter_groups,
+    run_teacher,
+    seeded_batches,
+    set_share,
+    set_step,
+    train_mode,
+)
+
+PROBE = 8  # batches that judge the network where no evaluation is given
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: its mean training loss, what the evaluation says after it, and seconds."""
+
+    loss: float
+    score: float
+    measures: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What fine-tuning did; scores are the evaluation's, larger being better.
+
+    Attributes
+    ----------
+    began, ended : float
+        Scores of the network as it was given, and as it is left.
+    measures : dict
+        All that the evaluation said of the network as it was given, where it said more.
+    epochs : list of Epoch
+    left : str
+        Which state the network is left in: "start", "epoch N" or "epoch N, BatchNorm anew".
+    seconds : float
+    """
+
+    began: float
+    ended: float
+    measures: dict[str, float]
+    epochs: list[Epoch]
+    left: str
+    seconds: float
+
+    @property
+    def worse(self) -> bool:
+        """Whether the network is left worse than it was."""
+        return not self.ended >= self.began
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        says = ", WORSE than it began" if self.worse else ""
+        return (
+            f"{self.began:.4g} before, {self.ended:.4g} after {len(self.epochs)} epochs "
+            f"({self.left}){says}; {self.seconds:.0f} s"
+        )
+
+
+def finetune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    epochs: int = 1,
+    lr: float = 1e-3,
+    scale_lr: float | None = None,
+    other_lr: float | None = None,
+    weight_decay: float = 0.0,
+    warmup: float = 0.05,
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.Adam,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    teacher: nn.Module | None = None,
+    distillation: float = 0.5,
+    temperature: float = 1.0,
+    freeze_batchnorm: bool = False,
+    recalibrate: Tensor | Iterable[Any] | None = None,
+    shares: Sequence[float] = (1.0,),
+    evaluate: Callable[[nn.Module], float | dict[str, float]] | None = None,
+    keep: str = "best",
+    checkpoint: str | PathLike | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int, int, float], Any] | None = None,
+) -> FineTuned:
+    """Train an attached model: warm-up, then a cosine to zero, the same factor for all groups.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As `attach` leaves it; trained in place. Its modes are left as found.
+    loader : iterable of batches
+        Gone through once an epoch; (images, labels), or whatever ``loss`` takes. Its own
+        generator and sampler are seeded anew each epoch, torch's random state too.
+    epochs : int
+    lr, scale_lr, other_lr : float
+        Peak steps of the latents, of trained scales (default lr / 10) and of all other parameters
+        that ask for gradients (default lr / 10; 0 leaves them).
+    weight_decay : float
+        Of the other parameters only: latents and scales need none.
+    warmup : float
+        Share of all steps in which the step grows linearly from 0.
+    optimizer : callable
+        Makes an optimiser of parameter groups: torch.optim.Adam, or a partial of any other.
+    loss : callable, optional
+        ``loss(outputs, batch)``; cross-entropy with ``batch[1]`` by default.
+    teacher : torch.nn.Module, optional
+        The network in full precision, which is only run.
+    distillation : float
+        Share of the loss that is KL(teacher ‖ student) of the softmax outputs, times
+        temperature² (Hinton et al., arXiv:1503.02531), where there is a teacher.
+    temperature : float
+    freeze_batchnorm : bool
+        Normalise by running statistics, which stay.
+    recalibrate : tensor or batches, optional
+        Re-estimate BatchNorm from these after each epoch; kept where the score is then better.
+        Running statistics lag behind weights whose signs change at each step, by several per cent
+        of accuracy while steps are large; training itself does not use them.
+    shares : sequence of float
+        Of filters binarised while training, in stages of equal length: (0.5, 0.75, 0.875, 1) is
+        SQ-BWN's schedule within the same budget.
+    evaluate : callable, optional
+        ``evaluate(model)`` gives the score, larger being better, or a dict of numbers of which
+        the first is the score. It is called in eval mode, without gradients. By default minus
+        the loss over the first 8 batches.
+    keep : {"best", "last"}
+        Leave the network in the best state seen, the first included, or in the last.
+    checkpoint : path, optional
+        Written whole after each epoch; where it is there, training goes on from it, to the same
+        bits as if never stopped (as far as the machine's kernels repeat themselves).
+    seed : int
+    progress : callable, optional
+        Called with (epoch, step, steps, training loss) after each step.
+
+    Returns
+    -------
+    FineTuned
+
+    Warns
+    -----
+    UserWarning
+        Where the network is left worse than it was, by ``evaluate``.
+
+    Raises
+    ------
+    ValueError
+        For settings that cannot be used, a model that has no attached layer, a checkpoint of
+        other settings or damaged.
+    FloatingPointError
+        Where the loss is no longer finite.
+
+    Examples
+    --------
+    >>> import torch, torch_glue
+    >>> _ = torch.manual_seed(0)
+    >>> images = torch.randn(64, 8)
+    >>> data = torch.utils.data.TensorDataset(images, (images[:, 0] > 0).long())
+    >>> loader = torch.utils.data.DataLoader(data, 16, shuffle=True)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> torch_glue.attach(model, ["0"])
+    ['0']
+    >>> result = torch_glue.finetune(model, loader, epochs=3, lr=0.01)
+    >>> result.ended > result.began, result.worse, result.left
+    (True, False, 'epoch 3')
+    """
+    epochs, seed = checks.whole(epochs, "epochs", 1), checks.whole(seed, "seed", 0)
+    checks.choice(keep, "keep", ("best", "last"))
+    if not attached(model):
+        raise ValueError("the model has no attached layer: torch_glue.attach(model, run) first")
+    shares = [float(share) for share in shares]
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"shares: must be in (0, 1], got {shares}")
+    if not 0 <= distillation <= 1 or not temperature > 0 or not 0 <= warmup <= 1:
+        raise ValueError(
+            "distillation and warmup must be in [0, 1], temperature positive, got "
+            f"{distillation}, {warmup}, {temperature}"
+        )
+    if isinstance(loader, Iterator):
+        raise ValueError(
+            "loader: this iterator can be gone through only once, but each epoch needs a pass"
+        )
+    with random_state_kept():
+        probe = PROBE if evaluate is None else 0
+        first = list(itertools.islice(seeded_batches(loader, seed, 0), probe))
+        try:
+            per_epoch = len(loader)
+        except TypeError:
+            per_epoch = sum(1 for _ in loader)
+    if not per_epoch:
+        raise ValueError("loader: it holds no batches")
+    steps = epochs * per_epoch
+    rates = {"latents": lr, "scales": scale_lr, "other": other_lr}
+    rates = {name: lr / 10 if rate is None else rate for name, rate in rates.items()}
+    groups = parameter_groups(model, rates, weight_decay)
+    stepper = optimizer(groups)
+    for group in stepper.param_groups:
+        group["peak"] = group["lr"]
+    criterion = loss or cross_entropy
+
+    def judge() -> tuple[float, dict[str, float]]:
+        with evaluating(model):
+            if evaluate is None:
+                parts = [to_device(batch, model) for batch in first]
+                losses = [criterion(run_model(run_batch, model, part), part) for part in parts]
+                return -float(torch.stack(losses).double().mean()), {}
+            found = evaluate(model)
+            found = found if isinstance(found, dict) else {"score": found}
+            measures = {name: float(value) for name, value in found.items()}
+            return next(iter(measures.values())), measures
+
+    def train_epoch(epoch: int) -> float:
+        total, count = 0.0, 0
+        train_mode(model, freeze_batchnorm)
+        for batch in seeded_batches(loader, seed, epoch):
+            done = (epoch - 1) * per_epoch + count
+            set_step(stepper, model, min(done, steps - 1), steps, warmup, shares)
+            count += 1
+            batch = to_device(batch, model)
+            outputs = run_model(run_batch, model, batch)
+            value = criterion(outputs, batch)
+            if teacher is not None:
+                value = (1 - distillation) * value + distillation * distance(
+                    outputs, run_teacher(teacher, batch), temperature
+                )
+            if not value.isfinite():
+                raise FloatingPointError(
+                    f"epoch {epoch}, step {count}: the loss is {value.item()}: use a smaller lr"
+                )
+            stepper.zero_grad()
+            value.backward()
+            stepper.step()
+            for module in attached(model).values():
+                binary_of(module).clip_(module.parametrizations.weight.original)
+            total += value.item()
+            if progress is not None:
+                progress(epoch, count, per_epoch, value.item())
+        if count != per_epoch:
+            raise ValueError(f"loader: {count} batches in epoch {epoch}, {per_epoch} at first")
+        return total / per_epoch
+
+    settings = digest(
+        [epochs, per_epoch, *rates.values(), weight_decay, warmup, distillation, temperature]
+        + [str(freeze_batchnorm), shares, keep, seed, str(teacher is not None)]
+        + [[name, str(p.shape)] for name, p in model.named_parameters()]
+    )
+    modes = [(module, module.training) for module in model.modules()]
+    state = _load(checkpoint, settings)
+    try:
+        if state is None:
+            score, measures = judge()
+            state = {"format": FORMAT, "settings": settings, "epoch": 0, "seconds": 0.0}
+            state |= {"began": score, "measures": measures, "score": score, "left": "start"}
+            state["history"] = []
+            if keep == "best":
+                state["best"] = _copy(model)
+        else:
+            model.load_state_dict(state["model"])
+            stepper.load_state_dict(state["optimizer"])
+        for epoch in range(state["epoch"] + 1, epochs + 1):
+            begun = time.perf_counter()
+            with random_state_kept():
+                mean = train_epoch(epoch)
+            set_share(model, 1.0)
+            score, measures, left = *judge(), f"epoch {epoch}"
+            if recalibrate is not None:
+                plain = _copy(model)
+                recalibrate_batchnorm(model, recalibrate)
+                anew = judge()
+                if anew[0] > score:
+                    score, measures, left = *anew, f"{left}, BatchNorm anew"
+                else:
+                    model.load_state_dict(plain)
+            if keep == "last" or score > state["score"] or math.isnan(state["score"]):
+                state |= {"score": score, "left": left}
+                if keep == "best":
+                    state["best"] = _copy(model)
+            seconds = time.perf_counter() - begun
+            state["history"].append([mean, score, measures, seconds])
+            state |= {"epoch": epoch, "seconds": state["seconds"] + seconds}
+            if checkpoint is not None:
+                _save(
+                    checkpoint,
+                    state | {"model": model.state_dict(), "optimizer": stepper.state_dict()},
+                )
+        if keep == "best":
+            model.load_state_dict(state["best"])
+    finally:
+        set_share(model, 1.0)
+        for module, mode in modes:
+            module.training = mode
+    history = [Epoch(*row) for row in state["history"]]
+    names = ("began", "score", "measures")
+    result = FineTuned(*(state[n] for n in names), history, state["left"], state["seconds"])
+    if result.worse:
+        warnings.warn(f"fine-tuning left the network worse: {result}", stacklevel=2)
+    return result
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _save(path: str | PathLike, state: dict[str, Any]) -> None:
+    with atomic(path) as part:
+        torch.save(state, part)
+
+
+def _load(path: str | PathLike | None, settings: str) -> dict[str, Any] | None:
+    """A checkpoint of these settings, if there is one."""
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["format"], state["settings"]
+    except Exception as error:  # a damaged file raises nearly anything
+        raise ValueError(f"{path}: damaged, or not a checkpoint; remove it ({error})") from error
+    if found != (FORMAT, settings):
+        raise ValueError(
+            f"{path}: a checkpoint of other settings or another model; name another file, or "
+            "remove it"
+        )
+    return state

@@ -1,0 +1,426 @@
+"""attach, detach: binarised layers as torch parametrizations, ready for anyone's training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import hashsolve
+from hashsolve import checks
+from hashsolve.packing import combine
+from hashsolve.problem import Problem
+from hashsolve.runfolder import RunFolder
+from torch_glue.filters import LAYERS, as_rows, binary_scales, from_rows, transposed_groups
+
+SCALES = ("trained", "fixed", "mean", "none")
+
+
+class BinaryWeight(nn.Module):
+    """A weight α·sign(latent) with the straight-through gradient, as a parametrization.
+
+    The forward value of sign is exactly ±1, sign(0) being +1; its gradient is that of the identity
+    (straight-through, Bengio et al., arXiv:1308.3432), or of a clamp to ±``clip``. All rivals are
+    settings of this one class:
+
+    ===================  ==============================================================
+    BWNH, hashsolve      ``scales="trained"`` or "fixed", latents |W|·B of the solver
+    BWN                  ``scales="mean"``: α = mean |latent| of each filter (Rastegari
+                         et al., XNOR-Net, arXiv:1603.05279, section 3.1). Its gradient is that
+                         of this function; eq. 12 there keeps of the mean's but each weight's own
+    BinaryConnect        ``scales="none", clip=1``, and ``stochastic=True`` for sign +1 with
+                         probability clamp((latent + 1) / 2, 0, 1) while training (Courbariaux
+                         et al., arXiv:1511.00363, section 2.2-2.4)
+    SQ-BWN               BWN whose ``share`` grows: in each training pass that share of the
+                         filters is binarised and the others keep their latents; drawn without
+                         replacement, with probability ∝ 1 / (‖W − Q‖₁ / ‖W‖₁) (Dong et al.,
+                         arXiv:1708.01001, section 3: filter-wise, linear function)
+    ===================  ==============================================================
+
+    In eval mode every filter is binarised by its deterministic sign.
+
+    Parameters
+    ----------
+    scales : tensor (T, G) or None
+        α of each filter, and of each of its G groups of consecutive inputs (G is mostly 1). None
+        for "mean" and "none".
+    kind : {"trained", "fixed", "mean", "none"}
+    groups : int
+        Of a transposed convolution, else 0.
+    stochastic : bool
+    clip : float or None
+        Latents beyond it get no gradient, and `clip_` brings them back.
+    """
+
+    scales: Tensor | None
+
+    def __init__(
+        self,
+        scales: Tensor | None,
+        kind: str = "trained",
+        groups: int = 0,
+        *,
+        stochastic: bool = False,
+        clip: float | None = None,
+    ):
+        super().__init__()
+        self.kind, self.groups = kind, groups
+        self.stochastic, self.clip, self.share = stochastic, clip, 1.0
+        if scales is not None:  # a copy in plain strides, as data parallelism wants them
+            scales = scales.new_empty(scales.shape).copy_(scales)
+        if kind == "trained":
+            self.scales = nn.Parameter(scales)
+        else:
+            self.register_buffer("scales", scales)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """The weight that the layer computes with."""
+        through = latent if self.clip is None else latent.clamp(-self.clip, self.clip)
+        one = torch.ones((), dtype=latent.dtype, device=latent.device)
+        positive = latent >= 0
+        if self.stochastic and self.training:
+            positive = torch.rand_like(latent) < (latent.detach() + 1) / 2
+        # the difference is exactly 0, so that codes are exactly ±1
+        codes = torch.where(positive, one, -one) + (through - through.detach())
+        weight = self._scaled(codes, latent)
+        if self.training and self.share < 1:
+            weight = self._partly(weight, latent)
+        return weight
+
+    def _scaled(self, codes: Tensor, latent: Tensor) -> Tensor:
+        if self.kind == "none":
+            return codes
+        rows = as_rows(codes, self.groups)
+        scales = self.scales
+        if self.kind == "mean":
+            scales = as_rows(latent, self.groups).abs().mean(1, keepdim=True)
+        if scales.shape[1] > 1:
+            rows = (rows.unflatten(1, (scales.shape[1], -1)) * scales[..., None]).flatten(1)
+        elif not self.groups:  # the common case, without a change of memory layout
+            return codes * scales.reshape(-1, *[1] * (codes.dim() - 1))
+        else:
+            rows = rows * scales
+        return from_rows(rows, codes.shape, self.groups)
+
+    def _partly(self, weight: Tensor, latent: Tensor) -> Tensor:
+        """SQ: the drawn share of filters as they are, the others with their latents."""
+        rows = as_rows(latent, self.groups)
+        with torch.no_grad():
+            error = (rows - as_rows(weight, self.groups)).abs().sum(1)
+            likely = rows.abs().sum(1) / error.clamp(min=torch.finfo(rows.dtype).tiny)
+            likely = likely.float().clamp(max=1e7)  # SQ's ε: an error of 0 is not certain
+            drawn = torch.multinomial(likely, max(1, round(self.share * len(rows))))
+            kept = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
+            kept[drawn] = True
+            kept = from_rows(kept.expand_as(rows), latent.shape, self.groups)
+        return torch.where(kept, weight, latent)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Latents for an assigned weight, which also gives the scales: its own, where each filter
+        is exactly ±α, else mean |weight|."""
+        if self.scales is not None:
+            groups = self.scales.shape[1]
+            found = _scales_of(as_rows(weight, self.groups), groups)
+            with torch.no_grad():
+                self.scales.copy_(found)
+        return weight
+
+    @torch.no_grad()
+    def clip_(self, latent: Tensor) -> None:
+        """Bring latents back to ±clip, as BinaryConnect does after each step."""
+        if self.clip is not None:
+            latent.clamp_(-self.clip, self.clip)
+
+    def extra_repr(self) -> str:
+        """For print(model)."""
+        return f"kind={self.kind!r}, stochastic={self.stochastic}, clip={self.clip}"
+
+
+def attach(
+    model: nn.Module,
+    layers: hashsolve.Run | str | Iterable[str],
+    *,
+    scales: str = "trained",
+    magnitudes: nn.Module | Mapping[str, Tensor] | None = None,
+    stochastic: bool = False,
+    clip: float | None = None,
+) -> list[str]:
+    """Make binarised layers trainable, by `torch.nn.utils.parametrize`.
+
+    A layer's ``weight`` becomes α·sign(latent). Latents start **at the codes**: |W|·B, not W,
+    whose sign would discard the solution. Until it is trained, the network computes what it did.
+
+    Attach before the optimiser is built (latents keep the weights' places in an older one).
+    Wrapping for data parallelism, `torch.compile`, averages of the parameters and state dicts work
+    as with any parametrization.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Rewritten in place: ``layer.parametrizations.weight.original`` holds the latents,
+        ``layer.parametrizations.weight[0].scales`` the scales.
+    layers : Run, or names
+        A run of `binarize` gives layers, codes, scales, and |W| from its folder. Else dotted names
+        of layers: codes are then the signs of the weights they hold, scales their magnitude where
+        each filter is exactly ±α, else mean |W| (BWN).
+    scales : {"trained", "fixed", "mean", "none"}
+        Trained as parameters; fixed (better where BatchNorm follows: in training that divides
+        scales out again, and Adam would let them drift by rounding); mean |latent| at all times
+        (BWN: latents of a run are scaled so that this is α at the start); or no scale at all
+        (BinaryConnect).
+    magnitudes : module or state dict, optional
+        The network in full precision, to take |W| from instead.
+    stochastic, clip
+        BinaryConnect's; see `BinaryWeight`.
+
+    Returns
+    -------
+    list of str
+        The names of the layers attached.
+
+    Raises
+    ------
+    ValueError
+        For a layer that is not there, is attached already, shares its weight, has another shape
+        or no finite weight; the model is then as before.
+
+    Examples
+    --------
+    >>> import tempfile, torch, torch_glue
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = torch_glue.binarize(model, torch.randn(100, 8), run_dir=folder, skip=["2"])
+    ...     before = model[0].weight.clone()
+    ...     torch_glue.attach(model, run)
+    ['0']
+    >>> torch.equal(model[0].weight, before)
+    True
+    >>> [name for name, _ in model[0].named_parameters()]  # doctest: +NORMALIZE_WHITESPACE
+    ['bias', 'parametrizations.weight.original', 'parametrizations.weight.0.scales']
+    """
+    checks.choice(scales, "scales", SCALES)
+    if clip is not None and not 0 < clip < math.inf:
+        raise ValueError(f"clip: must be a positive number or None, got {clip!r}")
+    run = layers if isinstance(layers, hashsolve.Run) else None
+    names = [layers] if isinstance(layers, str) else layers
+    names = [result.name for result in run.layers] if run else list(names)
+    known = _full_precision(magnitudes)
+    modules = _modules(model, names)
+    starts = []
+    for index, (name, module) in enumerate(modules.items()):
+        groups = transposed_groups(module)
+        weight = module.weight.detach()
+        if run:
+            result = run.layers[index]
+            codes, alpha = _of_run(result, weight, groups)
+            full = known.get(name) if known else _magnitudes_of(run, result, weight, groups)
+        else:
+            rows = as_rows(weight, groups)
+            codes, alpha = torch.where(rows >= 0, 1, -1).to(rows.dtype), _scales_of(rows, 1)
+            full = known.get(name, weight) if known else weight
+        if full is None or full.shape != weight.shape or not full.isfinite().all():
+            raise ValueError(
+                f"magnitudes: the weight of {name} must be finite and of shape "
+                f"{tuple(weight.shape)}, got {None if full is None else tuple(full.shape)}"
+            )
+        size = as_rows(full.to(weight).abs(), groups)
+        if scales == "mean" and run:
+            mean = size.mean(1, keepdim=True)
+            # one scale a filter is all that its mean can stand for
+            size = torch.where(mean > 0, size * alpha.mean(1, keepdim=True) / mean, alpha[:, :1])
+        # where W is 0 the latent keeps the code all the same, in the smallest number there is
+        latent = codes * size.clamp(min=torch.finfo(size.dtype).tiny)
+        binary = BinaryWeight(
+            alpha if scales in ("trained", "fixed") else None,
+            scales,
+            groups,
+            stochastic=stochastic,
+            clip=clip,
+        )
+        starts.append((module, binary, from_rows(latent, weight.shape, groups), alpha))
+    for module, binary, latent, alpha in starts:
+        binary.train(module.training)
+        parametrize.register_parametrization(module, "weight", binary)
+        with torch.no_grad():
+            module.parametrizations.weight.original.copy_(latent)
+            if binary.scales is not None:
+                binary.scales.copy_(alpha)
+    return list(modules)
+
+
+def detach(model: nn.Module) -> list[str]:
+    """Turn attached layers back into plain ones, whose weights are exactly ±α.
+
+    Returns
+    -------
+    list of str
+        The names of the layers detached.
+
+    Raises
+    ------
+    ValueError
+        Where a weight is not ±α in each filter (it is not finite, or another parametrization
+        follows); nothing is then changed.
+
+    Examples
+    --------
+    >>> import torch, torch_glue
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1))
+    >>> torch_glue.attach(model, ["0"]), torch_glue.detach(model)
+    (['0'], ['0'])
+    >>> model[0].weight.abs().unique().numel()
+    1
+    """
+    found = attached(model)
+    for name, module in found.items():
+        weight = binary_weight(module)
+        groups = binary_of(module).scales
+        rows = as_rows(weight, transposed_groups(module))
+        if groups is not None:
+            rows = rows.reshape(groups.numel(), -1)
+        if binary_scales(rows) is None:
+            raise ValueError(
+                f"{name}: its weight is not exactly ±α in each filter: training has left numbers "
+                "that are not finite, or another parametrization follows the signs"
+            )
+    for module in found.values():
+        binary_of(module).eval()  # nothing random, nothing left out
+        _own_class(module)
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return list(found)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own.
+
+    Copies of it (of the model, averages of its parameters) share the class that torch made for it,
+    from which `remove_parametrizations` deletes the weight: of the copies too.
+    """
+    kind = type(module)
+    members = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, kind.__bases__, members)
+
+
+def attached(model: nn.Module) -> dict[str, nn.Module]:
+    """The attached layers of a model, by name."""
+    return {name: module for name, module in model.named_modules() if binary_of(module)}
+
+
+def binary_of(module: nn.Module) -> BinaryWeight | None:
+    """The module's `BinaryWeight`, if it is attached."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    return next((p for p in module.parametrizations.weight if isinstance(p, BinaryWeight)), None)
+
+
+@torch.no_grad()
+def binary_weight(module: nn.Module) -> Tensor:
+    """The weight of an attached layer as `detach` would leave it."""
+    binary = binary_of(module)
+    training = binary.training
+    try:
+        binary.training = False
+        return module.weight.detach()
+    finally:
+        binary.training = training
+
+
+def _full_precision(given: nn.Module | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Weights by the names of their layers."""
+    if given is None:
+        return {}
+    state = given.state_dict() if isinstance(given, nn.Module) else given
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"magnitudes: expected a module or a state dict, got {type(given).__name__}"
+        )
+    return {key.removesuffix(".weight"): value for key, value in state.items()}
+
+
+def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
+    """The layers of these names, as long as all can be attached."""
+    known = dict(model.named_modules())
+    owners: dict[int, str] = {}
+    for name, module in known.items():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), name)
+    found: dict[str, nn.Module] = {}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"layers: the model has no module {name!r}")
+        module = known[name]
+        if name in found:
+            raise ValueError(f"layers: {name} is named twice")
+        if not isinstance(module, LAYERS):
+            raise ValueError(f"layers: {name} is a {type(module).__name__}, which has no codes")
+        if parametrize.is_parametrized(module):
+            raise ValueError(f"{name}: its weight is parametrized already: detach(model) first")
+        weight = module._parameters.get("weight")
+        if weight is None or not weight.isfinite().all():
+            raise ValueError(f"{name}: its weight is computed from other tensors, or not finite")
+        sharing = [
+            other
+            for other, it in known.items()
+            if it is not module and any(p is weight for p in it.parameters(recurse=False))
+        ]
+        if sharing:
+            raise ValueError(f"{name}: shares its weight with {sharing[0]}: give each its own")
+        found[name] = module
+    return found
+
+
+def _scales_of(rows: Tensor, groups: int) -> Tensor:
+    """α (T, G) of rows: their magnitude where it is one, else its mean."""
+    parts = rows.detach().reshape(len(rows) * groups, -1).abs()
+    mean = parts.float().mean(1).to(parts) if parts.element_size() < 4 else parts.mean(1)
+    same = (parts == parts[:, :1]).all(1)
+    return torch.where(same, parts[:, 0], mean).reshape(len(rows), groups)
+
+
+def _of_run(result: Any, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Codes (T, S) and scales (T, G) of a run's layer, like its weight."""
+    codes, scales = result.solution.codes, np.atleast_2d(result.solution.scales)
+    if codes.ndim != 2 or codes.T.shape != as_rows(weight, groups).shape:
+        raise ValueError(
+            f"{result.name}: the run has codes of shape {codes.shape}, the model a weight of shape "
+            f"{tuple(weight.shape)}: it is not the model of this run"
+        )
+    if groups and len(scales) > 1:
+        raise ValueError(f"{result.name}: transposed convolutions have one scale a filter")
+    rows = torch.from_numpy(np.ascontiguousarray(codes.T)).to(weight)
+    return _turned(rows, weight, groups), torch.from_numpy(scales.T.copy()).to(weight)
+
+
+def _magnitudes_of(run: hashsolve.Run, result: Any, weight: Tensor, groups: int) -> Tensor:
+    """|W| of a run's layer, from the problems in its folder, in the shape of its weight."""
+    path = RunFolder(run.run_dir).problem_path(result.name)
+    parts = result.layer.geometry.groups
+    columns = np.array_split(combine(result.solution.codes, result.solution.scales), parts, 1)
+    for part in range(parts):
+        try:
+            columns[part] = Problem.load(path, "/" if parts == 1 else f"group{part}").weights
+        except ValueError as error:
+            if not path.is_file():
+                raise ValueError(
+                    f"{result.name}: |W| is not to be had from the run's folder ({error}); give "
+                    "the full-precision network as magnitudes"
+                ) from error
+            # a group without data has no problem: its weights are sign(W) mean |W|
+    rows = torch.from_numpy(np.concatenate(columns, axis=1).T.copy()).abs()
+    return from_rows(_turned(rows, weight, groups), weight.shape, groups)
+
+
+def _turned(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """A layer's rows as its weight has them: a transposed convolution's kernels are turned round,
+    since to the solver it is a convolution."""
+    if not groups:
+        return rows
+    kernel = weight.shape[2:]
+    axes = tuple(range(2, 2 + len(kernel)))
+    return rows.reshape(len(rows), -1, *kernel).flip(axes).flatten(1)

@@ -1,0 +1,118 @@
+"""What a training loop needs beside the model: groups, schedule, seeded batches, distillation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_glue.network import evaluating, run_batch, run_model
+from torch_glue.parametrize import attached, binary_of
+
+
+def parameter_groups(
+    model: nn.Module, rates: dict[str, float], weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Parameter groups of an attached model for any optimiser: latents, scales, the others.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    rates : dict
+        The step of "latents", "scales" and "other"; a group of step 0 is left out.
+    weight_decay : float
+        Of the others.
+
+    Examples
+    --------
+    >>> import torch, torch_glue
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1))
+    >>> _ = torch_glue.attach(model, ["0"])
+    >>> groups = parameter_groups(model, {"latents": 1e-3, "scales": 1e-4, "other": 1e-4})
+    >>> [(group["name"], len(group["params"])) for group in groups]
+    [('latents', 1), ('scales', 1), ('other', 1)]
+    """
+    layers = attached(model).values()
+    latents = [module.parametrizations.weight.original for module in layers]
+    scales = [p for module in layers for p in binary_of(module).parameters()]
+    known = {id(p) for p in (*latents, *scales)}
+    others = [p for p in model.parameters() if id(p) not in known]
+    groups = []
+    for name, parameters in (("latents", latents), ("scales", scales), ("other", others)):
+        parameters = [p for p in parameters if p.requires_grad]
+        if parameters and rates[name]:
+            decay = weight_decay if name == "other" else 0.0
+            groups.append(
+                {"params": parameters, "lr": rates[name], "weight_decay": decay, "name": name}
+            )
+    return groups
+
+
+def cross_entropy(outputs: Any, batch: Any) -> Tensor:
+    """Of outputs with the labels of (inputs, labels)."""
+    return nn.functional.cross_entropy(outputs, batch[1])
+
+
+def run_teacher(teacher: nn.Module, batch: Any) -> Tensor:
+    """The teacher's outputs, in eval mode, without gradients."""
+    with evaluating(teacher):
+        return run_model(run_batch, teacher, batch)
+
+
+def distance(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """KL(teacher ‖ student) of softmax outputs at a temperature, times its square."""
+    student = (outputs / temperature).log_softmax(-1).flatten(0, -2)
+    target = (wanted / temperature).log_softmax(-1).flatten(0, -2)
+    divergence = nn.functional.kl_div(student, target, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
+
+
+def train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
+    """Train mode, but for BatchNorm where that is frozen."""
+    model.train()
+    if freeze_batchnorm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def set_step(
+    stepper: torch.optim.Optimizer,
+    model: nn.Module,
+    done: int,
+    steps: int,
+    warmup: float,
+    shares: list[float],
+) -> None:
+    """The learning rates and the share of the step that comes after ``done`` of them."""
+    rise = warmup * steps
+    if done < rise:
+        factor = min(1.0, (done + 1) / rise)
+    else:
+        factor = 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1.0, steps - rise)))
+    for group in stepper.param_groups:
+        group["lr"] = group["peak"] * factor
+    set_share(model, shares[done * len(shares) // steps])
+
+
+def set_share(model: nn.Module, share: float) -> None:
+    """The share of filters that training passes binarise."""
+    for module in attached(model).values():
+        binary_of(module).share = share
+
+
+def seeded_batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
+    """The batches of an epoch, the same each time: whatever draws is seeded by the epoch."""
+    start = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed)).item())
+    start = (start + epoch) % 2**63
+    torch.manual_seed(start)
+    sampler = getattr(loader, "sampler", None)
+    for holder in (loader, sampler, getattr(loader, "batch_sampler", None)):
+        if isinstance(getattr(holder, "generator", None), torch.Generator):
+            holder.generator.manual_seed(start)
+    if hasattr(sampler, "set_epoch"):  # DistributedSampler
+        sampler.set_epoch(epoch)
+    return iter(loader)
