@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from rich.filesize import decimal
 
 from hashsolve import checks
 from hashsolve.activations import DTYPES
-from hashsolve.network import Layer, Network, select
+from hashsolve.network import Layer, Network, select, units
 
 MEMORY = 512 * 2**20
 """Bytes that blocks of rows take on top of the sums, whatever the layer and the data."""
@@ -67,6 +66,7 @@ def estimate(
     *,
     skip: Iterable[str] = (),
     dtype: str = "float32",
+    residual: str | bool = "auto",
     keep_activations: bool = False,
 ) -> Estimate:
     """What `hashsolve.binarize` with these arguments needs, from the shapes of one batch.
@@ -75,7 +75,7 @@ def estimate(
 
     Parameters
     ----------
-    network, calibration, propagation, skip, dtype, keep_activations
+    network, calibration, propagation, skip, dtype, residual, keep_activations
         As in `hashsolve.binarize`.
 
     Returns
@@ -95,10 +95,14 @@ def estimate(
     layers = select(network.layers(first), skip)
     share = (_length(first) + sum(map(_length, batches))) / _length(first)
     rows = []
-    for index, layer in enumerate(layers):
-        maps = np.asarray(network.layer_input(layer.name, first, binarized=False))
-        streams = 2 if propagation == "asym" and index > 0 else 1
-        rows.append(_row(layer, layer.geometry.samples(maps), share, streams, dtype))
+    for index, unit in enumerate(units(layers)):
+        asym = propagation == "asym" and index > 0
+        calls = []
+        for layer in unit:
+            found = network.layer_input(layer.name, first, binarized=False)
+            found = found if isinstance(found, (list, tuple)) else [found]
+            calls += [(layer, layer.geometry.samples(np.asarray(maps))) for maps in found]
+        rows.append(_row(calls, share, asym, asym and residual and bool(unit[0].shortcut), dtype))
     activations = [row["activations"] for row in rows]
     disk = sum(activations) if keep_activations else max(activations)
     disk += sum(row["sums"] for row in rows)
@@ -114,19 +118,26 @@ def _length(batch: Any) -> int:
     return len(batch)
 
 
-def _row(layer: Layer, maps: np.ndarray, share: float, streams: int, dtype: str) -> dict[str, Any]:
-    geometry = layer.geometry
-    positions = 1 if geometry.linear else math.prod(geometry.output(maps.shape[2:]))
-    inputs, columns = layer.fan_in, layer.shape[0] // geometry.groups
-    sums = 8 * geometry.groups * (inputs**2 + 2 * inputs * columns)
+def _row(
+    calls: list[tuple[Layer, np.ndarray]], share: float, asym: bool, shift: bool, dtype: str
+) -> dict[str, Any]:
+    layer = calls[0][0]
+    groups, inputs, columns = layer.geometry.groups, layer.fan_in, layer.shape[0]
+    columns //= groups
+    counts = [call.geometry.rows(maps.shape) for call, maps in calls]
+    numbers = sum(maps.size for _, maps in calls) * (2 if asym else 1)
+    numbers += counts[0] * layer.shape[0] if shift else 0
     return {
         "layer": layer.name,
         "shape": list(layer.shape),
-        "groups": geometry.groups,
+        "groups": groups,
         "inputs": inputs,
         "columns": columns,
-        "rows": round(len(maps) * share) * positions,
-        "activations": round(maps.size * share) * streams * np.dtype(dtype).itemsize,
-        "sums": sums,
-        "memory": 2 * geometry.groups * 8 * (inputs**2 + inputs * columns) + MEMORY,
+        "rows": sum(
+            round(len(maps) * share) * (count // len(maps))
+            for (_, maps), count in zip(calls, counts, strict=True)
+        ),
+        "activations": round(numbers * share) * np.dtype(dtype).itemsize,
+        "sums": 8 * groups * (inputs**2 + 2 * inputs * columns),
+        "memory": 2 * groups * 8 * (inputs**2 + inputs * columns) + MEMORY,
     }
