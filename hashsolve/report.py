@@ -15,9 +15,6 @@ COLUMNS = (
     "shape",
     "groups",
     "rows",
-    "calls",
-    "shortcut",
-    "constant",
     "relative_error_sign",
     "relative_error",
     "lower_bound",
@@ -28,6 +25,9 @@ COLUMNS = (
     "bits_before",
     "bits_after",
     "codes_sha256",
+    "calls",
+    "shortcut",
+    "constant",
 )
 
 

@@ -105,9 +105,9 @@ class TorchNetwork:
         result = []
         for name in [*dict.fromkeys(order), *(n for n in self._places if n not in self._calls)]:
             place = self._places[name]
-            parameter, owner = place.parameter, name
-            if parameter is not None:
-                owner = owners.setdefault(place.read(parameter).data_ptr(), name)
+            address, owner = place.address, name
+            if address is not None:
+                owner = owners.setdefault(address, name)
             taker = self._constants.get(name)
             norm, _ = self._sources.get(name, (None, None))
             result.append(
@@ -307,8 +307,13 @@ class TorchNetwork:
             handle.remove()
         if not caught or norm is None:
             return caught[0] if caught else None
+        (value,) = caught
         factor = norm_factor(self.model.get_submodule(norm))
-        value = caught[0]
+        if value.dim() < 2 or value.shape[1] != len(factor):
+            raise ValueError(
+                f"residual: {source!r}, named for layer {name}, is of shape {tuple(value.shape)}: "
+                f"it does not fit the {len(factor)} channels of {norm}"
+            )
         return divided(value, factor.reshape(-1, *(1,) * (value.dim() - 2)))
 
     @contextmanager

@@ -50,6 +50,12 @@ class Place:
         return self.owner._parameters.get(self.weight)
 
     @property
+    def address(self) -> int | None:
+        """Where its weight begins in memory."""
+        whole = self.parameter
+        return None if whole is None else whole[slice(*self.rows)].data_ptr()
+
+    @property
     def layout(self) -> str:
         """How the weight lies in memory, where not as its shape says."""
         return ""

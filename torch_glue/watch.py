@@ -284,7 +284,7 @@ def norm_factor(norm: nn.Module) -> Tensor:
 def divided(values: Tensor, factor: Tensor) -> Tensor:
     """Values over a factor; zero where that all but vanishes beside its largest: nothing can be
     made up through it."""
-    factor = factor.double()
+    factor = factor.detach().double()
     size = factor.abs()
     lost = size <= _VANISHING * size.max()
     inverse = torch.where(lost, 0.0, 1 / torch.where(lost, 1.0, factor))
