@@ -277,7 +277,7 @@ def test_equal_memory_under_two_parameters_is_restored(tmp_path):
 def test_a_weight_that_is_used_transposed_as_well_is_refused(tmp_path):
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3))
     model[2].weight = model[0].weight
-    with pytest.raises(ValueError, match="shares its weight with ., which uses it in another way"):
+    with pytest.raises(ValueError, match=r"shares its weight with ., which uses it in another way"):
         torch_glue.binarize(model, torch.randn(4, 4, 6, 6), tmp_path / "run", skip=[])
 
 

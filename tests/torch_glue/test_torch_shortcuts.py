@@ -224,7 +224,6 @@ def test_shortcuts_that_are_named(tmp_path, how):
             r"'4:input', named for layer 4.conv2, is of shape \(20, 4, 8, 8\)",
         ),
         ({"3.conv2": "4"}, r"shape \(20, 6, 4, 4\): it does not fit the 4 channels of 3.bn2"),
-        ({"0": "4"}, r"does not fit the 4 channels of 1"),
         ("yes", "'yes' is not one of 'auto', True, False"),
     ],
 )
