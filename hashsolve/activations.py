@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -18,18 +19,46 @@ from hashsolve.planes import LagSums
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import product
 
-FULL, BINARIZED = "full_precision", "binarized"
-"""Names of the two streams: inputs from the full-precision and the partly binarised network."""
+FULL, BINARIZED, SHIFT = "full_precision", "binarized", "shift"
+"""Names of the streams: inputs from the full-precision and the partly binarised network, and what
+is added to the targets. Those of a layer's second call end in ".1", and so on: `stream`."""
 DTYPES = ("float16", "float32", "float64")
 _CHUNK_BYTES = 4 * 2**20
 _SLAB_BYTES = 64 * 2**20
 _SHARD_NUMBERS = 2**27  # of maps that are summed apart
 
 
+class Maps(NamedTuple):
+    """What is cached of one call of a layer.
+
+    Attributes
+    ----------
+    inputs : data set or array (n, channels, *spatial) or (n, features)
+        X̂, which the sums are over.
+    reference : the same, or None
+        X, which the targets come from where that is not X̂.
+    shift : data set or array (n, filters, *positions) or (n, filters), or None
+        What is added to the targets.
+    """
+
+    inputs: h5py.Dataset | np.ndarray
+    reference: h5py.Dataset | np.ndarray | None = None
+    shift: h5py.Dataset | np.ndarray | None = None
+
+
+def stream(kind: str, call: int = 0) -> str:
+    """The name of a stream of a layer's n-th call in one forward pass."""
+    return f"{kind}.{call}" if call else kind
+
+
+def _call(name: str) -> int:
+    return int(name.partition(".")[2] or 0)
+
+
 def write_activations(
     path: str | PathLike,
     batches: Iterable[Mapping[str, np.ndarray]],
-    geometry: Geometry,
+    geometry: Geometry | Sequence[Geometry],
     dtype: str = "float32",
     name: str = "layer",
 ) -> int:
@@ -40,8 +69,8 @@ def write_activations(
     path : path
         The file; it appears whole or not at all, and every chunk carries a checksum.
     batches : iterable of {stream name: array (n, channels, *spatial) or (n, ..., features)}
-        Every batch has the same streams, row by row of the same samples.
-    geometry : Geometry
+        Every batch has the same streams; those of one call are row by row of the same samples.
+    geometry : Geometry, or one a call
         Chunks are cut as the sums over this geometry read them.
     dtype : {"float32", "float16", "float64"}
         Storage type.
@@ -61,19 +90,21 @@ def write_activations(
     """
     checks.choice(dtype, "dtype", DTYPES)
     limit = float(np.finfo(dtype).max)
+    geometries = [geometry] if isinstance(geometry, Geometry) else list(geometry)
     total = 0
     with atomic(path) as part, h5py.File(part, "w", locking=False) as file:
         for batch in batches:
-            for stream, maps in batch.items():
-                at = f"{name}: {stream} inputs"
-                maps = checks.finite(geometry.samples(np.asarray(maps)), at)
+            for which, maps in batch.items():
+                at = f"{name}: {which}" + ("" if which.startswith(SHIFT) else " inputs")
+                call = geometries[_call(which)]
+                maps = checks.finite(call.samples(np.asarray(maps)), at)
                 if float(np.abs(maps).max(initial=0)) > limit:
                     raise ValueError(f"{at}: values above {limit:g} do not fit {dtype}")
-                if stream not in file:
+                if which not in file:
                     if total:
                         raise ValueError(f"{at}: missing from the first batch")
-                    _create(file, stream, maps.shape[1:], geometry, dtype)
-                data = file[stream]
+                    _create(file, which, maps.shape[1:], call, dtype)
+                data = file[which]
                 if maps.shape[1:] != data.shape[1:]:
                     raise ValueError(
                         f"{at}: a batch of samples of shape {maps.shape[1:]} after one of "
@@ -82,28 +113,32 @@ def write_activations(
                 with undisturbed():
                     data.resize(len(data) + len(maps), axis=0)
                     data[len(data) - len(maps) :] = maps
-            sizes = {stream: len(file[stream]) for stream in file}
-            if len(set(sizes.values())) > 1:
-                raise ValueError(f"{name}: streams differ in samples: {sizes}")
-            total = next(iter(sizes.values()), 0)
+            for number in range(len(geometries)):
+                sizes = {which: len(file[which]) for which in file if _call(which) == number}
+                if len(set(sizes.values())) > 1:
+                    raise ValueError(f"{name}: streams differ in samples: {sizes}")
+            total = sum(len(file[which]) for which in file if not which.startswith(SHIFT))
+            total //= 2 if FULL in file and BINARIZED in file else 1
         if total == 0:
             raise ValueError(f"{name}: the calibration held no samples: no rows to sum")
     return total
 
 
 def _create(
-    file: h5py.File, stream: str, shape: tuple[int, ...], geometry: Geometry, dtype: str
+    file: h5py.File, which: str, shape: tuple[int, ...], geometry: Geometry, dtype: str
 ) -> None:
     """An extensible data set whose chunks hold whole samples."""
     bytes_each = int(np.prod(shape)) * np.dtype(dtype).itemsize
     samples = max(1, _CHUNK_BYTES // max(bytes_each, 1))
-    inputs = shape[0] * int(np.prod(geometry.kernel)) // geometry.groups
-    first, _ = next(geometry.blocks((samples, *shape), block_rows(inputs)))
+    if not which.startswith(SHIFT):
+        inputs = shape[0] * int(np.prod(geometry.kernel)) // geometry.groups
+        first, _ = next(geometry.blocks((samples, *shape), block_rows(inputs)))
+        samples = first.stop - first.start
     file.create_dataset(
-        stream,
+        which,
         shape=(0, *shape),
         maxshape=(None, *shape),
-        chunks=(first.stop - first.start, *shape),
+        chunks=(samples, *shape),
         dtype=dtype,
         fletcher32=True,
     )
@@ -113,15 +148,23 @@ def _create(
 def open_activations(path: str | PathLike) -> Iterator[dict[str, h5py.Dataset]]:
     """The streams of a cache file, by name; a ValueError names the file where it is damaged."""
     with open_h5(path) as file:
-        yield {stream: file[stream] for stream in file}
+        yield {which: file[which] for which in file}
 
 
 @contextmanager
-def layer_streams(path: str | PathLike) -> Iterator[tuple[h5py.Dataset, h5py.Dataset | None]]:
-    """The inputs that a layer's sums are over, and those its targets come from, if others."""
+def layer_streams(path: str | PathLike) -> Iterator[list[Maps]]:
+    """What a cache file holds of each call of its layer."""
     with open_activations(path) as streams:
-        both = FULL in streams and BINARIZED in streams
-        yield streams[BINARIZED if BINARIZED in streams else FULL], streams[FULL] if both else None
+        found = []
+        for call in range(1 + max(map(_call, streams))):
+            full, binarized, shift = (
+                streams.get(stream(kind, call)) for kind in (FULL, BINARIZED, SHIFT)
+            )
+            alone = full if binarized is None else binarized
+            if alone is None:
+                raise ValueError(f"{path}: no inputs of call {call}; it holds {sorted(streams)}")
+            found.append(Maps(alone, None if binarized is None else full, shift))
+        yield found
 
 
 def layer_sums(
@@ -130,6 +173,7 @@ def layer_sums(
     geometry: Geometry,
     reference: h5py.Dataset | np.ndarray | None = None,
     name: str = "layer",
+    shift: h5py.Dataset | np.ndarray | None = None,
 ) -> list[Sums]:
     """Stream the sums of one layer, a group at a time per block, in bounded memory.
 
@@ -142,6 +186,8 @@ def layer_sums(
     geometry : Geometry
     reference : data set or array, optional
         X, the full-precision maps; the target is then Y = XᵀW, else X̂ᵀW.
+    shift : data set or array (n, T, *positions) or (n, T), optional
+        What is added to the target: for the residual-aware one, what the shortcut lacks.
 
     Returns
     -------
@@ -153,19 +199,33 @@ def layer_sums(
     ValueError
         Where shapes do not fit.
     """
+    return calls_sums([Maps(inputs, reference, shift)], weights, [geometry], name)
+
+
+def calls_sums(
+    calls: Sequence[Maps], weights: np.ndarray, geometries: Sequence[Geometry], name: str
+) -> list[Sums]:
+    """The sums of a layer over all its calls, as `layer_sums` takes those of one."""
     total: list[Sums] = []
-    for samples in shards(inputs.shape):
-        part = shard_sums(inputs, weights, geometry, reference, name, samples)
+    for call, samples in pieces(calls):
+        part = shard_sums(calls[call], weights, geometries[call], name, samples)
         total = add_in_order(total, part)
     return total
 
 
-def shards(shape: tuple[int, ...]) -> list[slice]:
-    """Maps of this shape (n, …), cut into samples that are summed apart.
+def pieces(calls: Sequence[Maps]) -> list[tuple[int, slice]]:
+    """Which samples of which call are summed apart.
 
-    Sums are those of the shards, added in order, wherever each was summed
+    A layer's sums are those of its pieces, added in order, wherever each was summed
     (`hashsolve.cluster`).
     """
+    return [
+        (call, samples) for call, maps in enumerate(calls) for samples in shards(maps.inputs.shape)
+    ]
+
+
+def shards(shape: tuple[int, ...]) -> list[slice]:
+    """Maps of this shape (n, …), cut into samples that are summed apart."""
     step = max(1, _SHARD_NUMBERS // max(1, math.prod(shape[1:])))
     return [slice(start, min(start + step, shape[0])) for start in range(0, max(shape[0], 1), step)]
 
@@ -178,14 +238,12 @@ def add_in_order(total: list[Sums], part: list[Sums]) -> list[Sums]:
 
 
 def shard_sums(
-    inputs: h5py.Dataset | np.ndarray,
-    weights: np.ndarray,
-    geometry: Geometry,
-    reference: h5py.Dataset | np.ndarray | None,
-    name: str,
-    samples: slice,
+    maps: Maps, weights: np.ndarray, geometry: Geometry, name: str, samples: slice
 ) -> list[Sums]:
     """The sums of one of `shards`, as `layer_sums` takes them."""
+    inputs, reference, shift = maps
+    if shift is not None and reference is None:
+        reference = inputs
     if reference is not None and reference.shape != inputs.shape:
         raise ValueError(f"{name}: reference {reference.shape} and inputs {inputs.shape} differ")
     channels = inputs.shape[-1 if geometry.linear else 1]
@@ -194,51 +252,64 @@ def shard_sums(
             f"{name}: maps of {channels} channels do not fit weights {weights.shape} in "
             f"{geometry.groups} groups"
         )
+    positions = () if geometry.linear else geometry.output(inputs.shape[2:])
+    outputs = (len(inputs), len(weights), *positions)
+    if shift is not None and shift.shape != outputs:
+        raise ValueError(
+            f"{name}: what is added to its targets has shape {shift.shape}, its outputs {outputs}"
+        )
     matrices = group_weights(weights, geometry)
     size, targets = matrices[0].shape
     labels = [name if geometry.groups == 1 else f"{name}[group {g}]" for g in range(len(matrices))]
     sums = [Sums(size, 0 if reference is None else targets, label) for label in labels]
     plan = plan_of(geometry, inputs.shape[2:], weights.shape[1], sums[0].energy.size)
     if plan is not None:
-        _sum_by_lags(inputs, reference, matrices, plan, sums, samples)
+        _sum_by_lags(Maps(inputs, reference, shift), matrices, plan, sums, samples)
         return sums
     shape = (samples.stop - samples.start, *inputs.shape[1:])
     for block, lines in geometry.blocks(shape, block_rows(size)):
         seen = slice(samples.start + block.start, samples.start + block.stop)
-        maps = inputs[seen]
-        reference_maps = None if reference is None else reference[seen]
+        shown, reference_maps, added = (None if m is None else m[seen] for m in maps)
+        if reference_maps is None and reference is not None:
+            reference_maps = shown
         for group, (w, total) in enumerate(zip(matrices, sums, strict=True)):
             target = None
             if reference_maps is not None:
                 target = product(w.T, geometry.patches(reference_maps, group, lines))
-            total.add_block(geometry.patches(maps, group, lines), target)
+            if added is not None:
+                part = added[:, group * targets : (group + 1) * targets]
+                if not geometry.linear:
+                    part = part[:, :, lines]
+                target += part.swapaxes(0, 1).reshape(targets, -1)
+            total.add_block(geometry.patches(shown, group, lines), target)
     return sums
 
 
 def _sum_by_lags(
-    inputs: h5py.Dataset | np.ndarray,
-    reference: h5py.Dataset | np.ndarray | None,
-    matrices: list[np.ndarray],
-    plan: Plan,
-    sums: list[Sums],
-    samples: slice,
+    maps: Maps, matrices: list[np.ndarray], plan: Plan, sums: list[Sums], samples: slice
 ) -> None:
     """Sum without patches, a group at a time per slab of samples."""
     lagged = [
-        LagSums(plan, w, reference is not None, total.name)
+        LagSums(plan, w, maps.reference is not None, total.name)
         for w, total in zip(matrices, sums, strict=True)
     ]
-    channels = lagged[0].channels
+    channels, filters = lagged[0].channels, matrices[0].shape[1]
     chunk = plan.samples(channels)
-    bytes_each = 8 * chunk * int(np.prod(inputs.shape[1:])) + lagged[0].bytes
+    bytes_each = 8 * chunk * math.prod(maps.inputs.shape[1:]) + lagged[0].bytes
+    if maps.shift is not None:
+        bytes_each += 8 * chunk * math.prod(maps.shift.shape[1:])
     step = chunk * max(1, _SLAB_BYTES // bytes_each)
     for start in range(samples.start, samples.stop, step):
         slab = slice(start, min(start + step, samples.stop))
-        maps = inputs[slab]
-        shown = None if reference is None else reference[slab]
+        inputs, reference, shift = (None if m is None else m[slab] for m in maps)
         for group, part in enumerate(lagged):
             cut = slice(group * channels, (group + 1) * channels)
-            part.add(maps[:, cut], None if shown is None else shown[:, cut])
+            own = slice(group * filters, (group + 1) * filters)
+            part.add(
+                inputs[:, cut],
+                None if reference is None else reference[:, cut],
+                None if shift is None else shift[:, own],
+            )
     for part, total in zip(lagged, sums, strict=True):
         part.add_to(total)
 

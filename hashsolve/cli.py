@@ -219,6 +219,11 @@ def verify(
 @click.option("--samples", type=int, metavar="N", help="Take the first N samples only.")
 @click.option("--batch-size", default=64, show_default=True, help="Samples a forward pass.")
 @named("--dtype", DTYPE, "float32", ": of cached activations")
+@click.option("--residual", is_flag=True, help="Targets make up for binarised shortcuts (asym).")
+@click.option(
+    "--intercept", is_flag=True, help="The best constant a filter, where one is taken up."
+)
+@click.option("--scale-group", type=int, help="One scale per so many inputs, not one a filter.")
 @click.option("--keep-activations", is_flag=True, help="Keep the cache files.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Keep done layers.")
 @scheduler_option
@@ -230,6 +235,8 @@ def binarize(
     run_dir: str,
     samples: int | None,
     batch_size: int,
+    residual: bool,
+    intercept: bool,
     dry_run: bool,
     scheduler: str | None,
     as_json: bool,
@@ -248,6 +255,7 @@ def binarize(
     from hashsolve.loading import Batches, call, load_object
     from hashsolve.readers import open_array
 
+    options |= {"residual": residual and "auto", "intercept": intercept and "auto"}
     made = call(load_object(network), network)
     if not isinstance(made, hashsolve.Network):
         raise ValueError(
@@ -257,7 +265,7 @@ def binarize(
     if dry_run:
         from hashsolve.estimate import estimate
 
-        kept = ("propagation", "method", "skip", "dtype", "keep_activations")
+        kept = ("propagation", "method", "skip", "dtype", "residual", "keep_activations")
         chosen = {name: options[name] for name in kept}
         with open_array(calibration) as array:
             found = estimate(made, Batches(array, batch_size, samples), **chosen)

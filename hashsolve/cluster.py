@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hashsolve.activations import add_in_order, layer_streams, shard_sums, shards
+from hashsolve.activations import add_in_order, layer_streams, pieces, shard_sums
 from hashsolve.bounds import COLUMNS, SHARED_ABOVE
 from hashsolve.geometry import Geometry
 from hashsolve.problem import Problem
@@ -91,7 +91,7 @@ def layer_sums(
     client: Client,
     path: str | PathLike,
     weights: np.ndarray,
-    geometry: Geometry,
+    geometry: Geometry | Sequence[Geometry],
     name: str = "layer",
 ) -> list[Sums]:
     """The sums of one layer over a cache file, cut into shards of samples, on the workers.
@@ -101,8 +101,9 @@ def layer_sums(
     client : distributed.Client
     path : path
         A file of `hashsolve.activations.write_activations`, which the workers open.
-    weights, geometry, name
+    weights, name
         As in `hashsolve.activations.layer_sums`.
+    geometry : Geometry, or one a call
 
     Returns
     -------
@@ -114,10 +115,12 @@ def layer_sums(
     ValueError
         As that; and where a worker cannot open the file.
     """
-    with layer_streams(path) as (inputs, _):
-        pieces = shards(inputs.shape)
+    geometries = [geometry] if isinstance(geometry, Geometry) else geometry
+    with layer_streams(path) as calls:
+        cut = pieces(calls)
     place = str(Path(path).absolute())
-    parts = _in_order(client, _sum_shard, [(place, weights, geometry, name, p) for p in pieces])
+    work = [(place, call, weights, geometries[call], name, samples) for call, samples in cut]
+    parts = _in_order(client, _sum_shard, work)
     return functools.reduce(add_in_order, parts)
 
 
@@ -194,10 +197,10 @@ def _in_order(client: Client, job: Any, arguments: Sequence[tuple]) -> Any:
 
 
 def _sum_shard(
-    path: str, weights: np.ndarray, geometry: Geometry, name: str, samples: slice
+    path: str, call: int, weights: np.ndarray, geometry: Geometry, name: str, samples: slice
 ) -> list[Sums]:
-    with layer_streams(path) as (inputs, reference):
-        return shard_sums(inputs, weights, geometry, reference, name, samples)
+    with layer_streams(path) as calls:
+        return shard_sums(calls[call], weights, geometry, name, samples)
 
 
 def _read(source: dict[str, str]) -> Problem:

@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 
 from hashsolve import checks
-from hashsolve.activations import (
-    DTYPES,
-)
+from hashsolve.activations import DTYPES
 from hashsolve.control import EFFORTS
 from hashsolve.files import digest, update
 from hashsolve.layer_run import LayerResult, do_layer, layer_batches
 from hashsolve.methods import METHODS
-from hashsolve.network import Layer, Network, select
+from hashsolve.network import Layer, Network, ResidualNetwork, select, units
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
 
@@ -51,9 +49,9 @@ class Run:
         return self.report.summary["codes_sha256"]
 
     def apply(self, network: Network) -> None:
-        """Write every layer's codes × scales into a network."""
+        """Write every layer's codes × scales (and constants) into a network."""
         for result in self.layers:
-            network.write(result.name, result.weight)
+            result.write(network)
 
 
 def binarize(
@@ -68,6 +66,10 @@ def binarize(
     skip: Iterable[str] = (),
     seed: int = 0,
     dtype: str = "float32",
+    residual: str | bool = False,
+    intercept: str | bool = False,
+    scale_group: int | None = None,
+    fixed_scales: float | None = None,
     keep_activations: bool = False,
     client: Any = None,
     progress: Callable[[str, int, int, str], Any] | None = None,
@@ -94,6 +96,19 @@ def binarize(
         Layers to leave in full precision: whole dotted names or globs.
     dtype : {"float32", "float16", "float64"}
         Storage of the cached activations. Sums are float64.
+    residual : {"auto", True, False}
+        Whether a layer whose output is added to a shortcut also makes up for what the binarised
+        shortcut lacks: its target is Y + (shortcut − binarised shortcut), in units of Y. "auto":
+        with asym, wherever the network shows a shortcut (`ResidualNetwork`); True: an error where
+        there is none. The report says which layers do.
+    intercept : {False, "auto", True}
+        Whether each filter also gets the best constant, in closed form, which the layer's bias or
+        the normalisation behind it takes up. "auto": wherever something does; True: an error where
+        nothing does.
+    scale_group : int, optional
+        One scale per so many consecutive inputs of a filter, instead of one a filter.
+    fixed_scales : float, optional
+        A scale that all filters are given instead (1: none at all, the paper's ablation).
     keep_activations : bool
         Keep each layer's cache file in ``run_dir/activations``.
     client : distributed.Client, optional
@@ -143,13 +158,21 @@ def binarize(
         "propagation": propagation,
         "seed": seed,
         "dtype": dtype,
+        "residual": _residual(network, layers, residual, propagation),
+        "intercept": _intercept(layers, intercept),
+        "scale_group": _scale_group(layers, scale_group),
+        "fixed_scales": None
+        if fixed_scales is None
+        else checks.positive(fixed_scales, "fixed_scales"),
     }
+    if scale_group is not None and fixed_scales is not None:
+        raise ValueError("scale_group and fixed_scales: give one of them")
     weights = {layer.name: digest(network.weight(layer.name)) for layer in layers}
     fingerprints = {
         "weights": digest(weights, network.state()),
         "calibration data": data,
         "geometry": digest(
-            [[layer.name, str(layer.geometry), str(layer.shape)] for layer in layers]
+            [[layer.name, *map(str, _shape_of(layer))] for layer in layers],
         ),
         "settings": digest(settings),
     }
@@ -170,17 +193,80 @@ def binarize(
                 progress,
             ):
                 results.append(result)  # before the write: what it may leave half done is restored
-                network.write(result.name, result.weight)
+                result.write(network)
             seconds = time.perf_counter() - begun
             rows = [result.row for result in results]
-            report = Report(rows, _summary(results, settings, fingerprints, seconds))
+            summary = _summary(results, settings, fingerprints, seconds)
+            summary["remarks"] = list(getattr(network, "remarks", ()))
+            report = Report(rows, summary)
             report.save(folder.path)
         except BaseException:
             # whatever happened, a half-binarised network is of no use to anyone
             for result in results:
-                network.write(result.name, network.weight(result.name))
+                result.restore(network)
             raise
     return Run(results, report, folder.path)
+
+
+def _shape_of(layer: Layer) -> tuple[Any, ...]:
+    return layer.geometry, layer.shape, layer.calls, layer.shares, layer.shortcut, layer.constant
+
+
+def _auto_or_bool(value: str | bool, name: str) -> None:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f"{name}: {value!r} is not one of 'auto', True, False")
+
+
+def _residual(
+    network: Network, layers: list[Layer], residual: str | bool, propagation: str
+) -> list[str]:
+    """The layers whose targets make up for a shortcut."""
+    _auto_or_bool(residual, "residual")
+    if residual is True and propagation != "asym":
+        raise ValueError(
+            f"residual: with propagation {propagation!r} a target knows nothing of the binarised "
+            "network; use 'asym'"
+        )
+    found = []
+    if residual and propagation == "asym" and isinstance(network, ResidualNetwork):
+        found = [layer.name for layer in layers if layer.shortcut and layer.calls == 1]
+    if residual is True and not found:
+        raise ValueError(
+            "residual: the network shows no layer whose output is added to a shortcut; use 'auto', "
+            "or name the shortcuts to the adapter"
+        )
+    return found
+
+
+def _intercept(layers: list[Layer], intercept: str | bool) -> list[str]:
+    """The layers whose filters get a constant."""
+    _auto_or_bool(intercept, "intercept")
+    if not intercept:
+        return []
+    found, without = [], []
+    for unit in units(layers):
+        takes = len(unit) == 1 and unit[0].constant is not None
+        (found if takes else without).append(unit[0].name)
+    if intercept is True and without:
+        raise ValueError(
+            f"intercept: layer {without[0]} has no bias of its own and no normalisation behind it "
+            "that could take it up: add it to skip, give it a bias, or use intercept='auto'"
+        )
+    return found
+
+
+def _scale_group(layers: list[Layer], group: int | None) -> int | None:
+    """Inputs a scale, checked against every layer."""
+    if group is None:
+        return None
+    group = checks.whole(group, "scale_group", 1)
+    for layer in layers:
+        if layer.fan_in % group:
+            raise ValueError(
+                f"scale_group: {group} does not divide the {layer.fan_in} inputs of layer "
+                f"{layer.name}: choose a divisor, or add it to skip"
+            )
+    return group
 
 
 def _layer_results(
@@ -196,22 +282,28 @@ def _layer_results(
 ) -> Iterator[LayerResult]:
     """Each layer, done or taken up; it must be written into the network before the next."""
     prefix = ""
-    for index, layer in enumerate(layers):
-        say = partial(progress or (lambda *_: None), layer.name, index, len(layers))
+    together = units(layers)
+    for index, unit in enumerate(together):
+        layer = unit[0]
+        say = partial(progress or (lambda *_: None), layer.name, index, len(together))
         found = folder.load_layer(layer.name, prefix)
         if isinstance(found, str):
             if found:
                 logger.warning("%s; layer %s is done again", found, layer.name)
-            propagation, binarized = settings["propagation"], index > 0
-            maps = layer_batches(network, calibration, data, layer, propagation, binarized)
+            maps = layer_batches(network, calibration, data, unit, settings, index > 0)
             result = do_layer(
-                network, maps, layer, folder, settings, prefix, keep_activations, client, say
+                network, maps, unit, folder, settings, prefix, keep_activations, client, say
             )
         else:
             say("resumed")
-            result = LayerResult(layer, found[0], found[1]["row"])
+            sharers = tuple(member.name for member in unit[1:])
+            result = LayerResult(layer, found[0], found[1]["row"], sharers)
         yield result
-        prefix = digest(prefix, result.solution.codes, result.solution.scales)
+        solution = result.solution
+        written = (solution.codes, solution.scales)
+        if solution.intercept is not None:
+            written += (solution.intercept,)
+        prefix = digest(prefix, *written)
 
 
 def _summary(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from rich.filesize import decimal
 
 from hashsolve import checks
 from hashsolve.activations import DTYPES
-from hashsolve.network import Layer, Network, select
+from hashsolve.network import Layer, Network, select, units
 
 MEMORY = 384 * 2**20
 """Bytes that libraries and blocks of rows take, whatever the layer and the number of rows."""
@@ -72,6 +71,7 @@ def estimate(
     *,
     skip: Iterable[str] = (),
     dtype: str = "float32",
+    residual: str | bool = False,
     keep_activations: bool = False,
 ) -> Estimate:
     """What `hashsolve.binarize` with these arguments needs, from the shapes of one batch.
@@ -80,7 +80,7 @@ def estimate(
 
     Parameters
     ----------
-    network, calibration, propagation, method, skip, dtype, keep_activations
+    network, calibration, propagation, method, skip, dtype, residual, keep_activations
         As in `hashsolve.binarize`.
 
     Returns
@@ -100,11 +100,16 @@ def estimate(
     layers = select(network.layers(first), skip)
     share = (_length(first) + sum(map(_length, batches))) / _length(first)
     rows = []
-    for index, layer in enumerate(layers):
-        maps = np.asarray(network.layer_input(layer.name, first, binarized=False))
-        streams = 2 if propagation == "asym" and index > 0 else 1
-        copies = COPIES.get(method, MOST_COPIES)
-        rows.append(_row(layer, layer.geometry.samples(maps), share, streams, dtype, copies))
+    copies = COPIES.get(method, MOST_COPIES)
+    for index, unit in enumerate(units(layers)):
+        asym = propagation == "asym" and index > 0
+        shift = asym and bool(residual) and bool(unit[0].shortcut)
+        calls = []
+        for layer in unit:
+            found = network.layer_input(layer.name, first, binarized=False)
+            found = found if isinstance(found, (list, tuple)) else [found]
+            calls += [(layer, layer.geometry.samples(np.asarray(maps))) for maps in found]
+        rows.append(_row(calls, share, asym, shift, dtype, copies))
     activations = [row["activations"] for row in rows]
     disk = sum(activations) if keep_activations else max(activations)
     disk += sum(row["sums"] for row in rows)
@@ -121,20 +126,31 @@ def _length(batch: Any) -> int:
 
 
 def _row(
-    layer: Layer, maps: np.ndarray, share: float, streams: int, dtype: str, copies: int
+    calls: list[tuple[Layer, np.ndarray]],
+    share: float,
+    asym: bool,
+    shift: bool,
+    dtype: str,
+    copies: int,
 ) -> dict[str, Any]:
-    geometry = layer.geometry
-    positions = 1 if geometry.linear else math.prod(geometry.output(maps.shape[2:]))
-    inputs, columns = layer.fan_in, layer.shape[0] // geometry.groups
-    sums = 8 * geometry.groups * (inputs**2 + 2 * inputs * columns)
+    layer = calls[0][0]
+    groups, inputs, columns = layer.geometry.groups, layer.fan_in, layer.shape[0]
+    columns //= groups
+    counts = [call.geometry.rows(maps.shape) for call, maps in calls]
+    numbers = sum(maps.size for _, maps in calls) * (2 if asym else 1)
+    numbers += counts[0] * layer.shape[0] if shift else 0
+    sums = 8 * groups * (inputs**2 + 2 * inputs * columns)
     return {
         "layer": layer.name,
         "shape": list(layer.shape),
-        "groups": geometry.groups,
+        "groups": groups,
         "inputs": inputs,
         "columns": columns,
-        "rows": round(len(maps) * share) * positions,
-        "activations": round(maps.size * share) * streams * np.dtype(dtype).itemsize,
+        "rows": sum(
+            round(len(maps) * share) * (count // len(maps))
+            for (_, maps), count in zip(calls, counts, strict=True)
+        ),
+        "activations": round(numbers * share) * np.dtype(dtype).itemsize,
         "sums": sums,
         # of one group while it is solved, beside the sums and weights of all
         "memory": sums + 8 * (copies * inputs**2 + 7 * inputs * columns) + MEMORY,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 from hashsolve.activations import (
     BINARIZED,
     FULL,
+    SHIFT,
+    calls_sums,
     group_weights,
     layer_streams,
-    layer_sums,
+    stream,
     write_activations,
 )
 from hashsolve.files import update
@@ -40,11 +42,14 @@ class LayerResult:
         Codes (S, T), T counting the filters of all groups, one after the other.
     row : dict
         Its row of the report.
+    sharers : tuple of str
+        The names of later layers that hold the same weight.
     """
 
     layer: Layer
     solution: Solution
     row: dict[str, Any]
+    sharers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,30 +64,58 @@ class LayerResult:
     @property
     def weight(self) -> np.ndarray:
         """codes × scales in the shape of the layer's weight."""
-        return (self.solution.codes * self.solution.scales).T.reshape(self.layer.shape)
+        return self.solution.weight.T.reshape(self.layer.shape)
+
+    def write(self, network: Network) -> None:
+        """Put codes × scales, and the constants where there are any, into a network."""
+        constant = self.solution.intercept
+        more = {} if constant is None else {"constant": constant}
+        for name in (self.name, *self.sharers):
+            network.write(name, self.weight, **more)
+
+    def restore(self, network: Network) -> None:
+        """Put the full-precision weight back into the network that `write` was given."""
+        for name in (self.name, *self.sharers):
+            network.write(name, network.weight(name))
 
 
 def layer_batches(
     network: Network,
     calibration: Iterable[Any],
     fingerprint: str,
-    layer: Layer,
-    propagation: str,
+    unit: Sequence[Layer],
+    settings: dict[str, Any],
     any_binarized: bool,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The layer's inputs, batch by batch, from the networks that the propagation asks for.
+    """What is cached of the layers that share a weight, batch by batch: their inputs from the
+    networks that the propagation asks for, and what their targets are to make up for.
 
     Both networks see the same batch, so that rows match; before anything is binarised the two
     are one.
     """
     state = hashlib.sha256()
+    propagation = settings["propagation"]
+    kinds = {
+        FULL: propagation != "symqt" or not any_binarized,
+        BINARIZED: propagation != "symfp" and any_binarized,
+    }
     for batch in calibration:
         update(batch, state)
-        maps = {}
-        if propagation != "symqt" or not any_binarized:
-            maps[FULL] = network.layer_input(layer.name, batch, binarized=False)
-        if propagation != "symfp" and any_binarized:
-            maps[BINARIZED] = network.layer_input(layer.name, batch, binarized=True)
+        maps: dict[str, np.ndarray] = {}
+        first = 0
+        for layer in unit:
+            shift: Any = 0.0
+            aware = any_binarized and layer.name in settings["residual"]
+            for kind in (kind for kind, wanted in kinds.items() if wanted):
+                binarized = kind == BINARIZED
+                for call, found in enumerate(_calls(network, layer, batch, binarized)):
+                    maps[stream(kind, first + call)] = found
+                if aware:
+                    added = network.shortcut(layer.name, batch, binarized=binarized)
+                    shift = np.asarray(added, dtype=np.float64) - shift
+            if aware:  # full precision came first
+                maps[stream(SHIFT, first)] = -shift
+            first += layer.calls
         yield maps
     if state.hexdigest() != fingerprint:
         raise ValueError(
@@ -91,10 +124,21 @@ def layer_batches(
         )
 
 
+def _calls(network: Network, layer: Layer, batch: Any, binarized: bool) -> list[np.ndarray]:
+    found = network.layer_input(layer.name, batch, binarized=binarized)
+    found = list(found) if isinstance(found, (list, tuple)) else [found]
+    if len(found) != layer.calls:
+        raise ValueError(
+            f"layer {layer.name} is reached {len(found)} times by one batch and {layer.calls} "
+            "times by the first: add it to skip"
+        )
+    return found
+
+
 def do_layer(
     network: Network,
     maps: Iterator[dict[str, np.ndarray]],
-    layer: Layer,
+    unit: Sequence[Layer],
     folder: RunFolder,
     settings: dict[str, Any],
     prefix: str,
@@ -102,25 +146,29 @@ def do_layer(
     client: Any,
     say: Callable[[str], Any],
 ) -> LayerResult:
-    """Extract, sum, solve and save one layer."""
+    """Extract, sum, solve and save one layer, with those that share its weight."""
     begun = time.perf_counter()
+    layer = unit[0]
     say("extracting activations")
     cache = folder.activations_path(layer.name)
-    write_activations(cache, maps, layer.geometry, settings["dtype"], layer.name)
+    geometries = [member.geometry for member in unit for _ in range(member.calls)]
+    write_activations(cache, maps, geometries, settings["dtype"], layer.name)
     say("summing")
     full_weight = network.weight(layer.name)
     if client is None:
-        with layer_streams(cache) as (inputs, reference):
-            sums = layer_sums(inputs, full_weight, layer.geometry, reference, layer.name)
+        with layer_streams(cache) as calls:
+            sums = calls_sums(calls, full_weight, geometries, layer.name)
     else:
         from hashsolve import cluster
 
-        sums = cluster.layer_sums(client, cache, full_weight, layer.geometry, layer.name)
+        sums = cluster.layer_sums(client, cache, full_weight, geometries, layer.name)
     if not keep_activations:
         cache.unlink()
     say("solving")
     weights = group_weights(full_weight, layer.geometry)
-    problems = [_live_problem(total, w) for total, w in zip(sums, weights, strict=True)]
+    variant = {name: settings[name] for name in ("scale_group", "fixed_scales")}
+    variant["intercept"] = layer.name in settings["intercept"]
+    problems = [_live_problem(total, w, variant) for total, w in zip(sums, weights, strict=True)]
     if not any(problems):
         raise ValueError(
             f"{layer.name}: its inputs or its outputs are zero on all calibration data; calibrate "
@@ -134,32 +182,47 @@ def do_layer(
     else:
         solved = iter(cluster.solve(client, places, method, effort, seed))
     parts = [
-        _without_data(total, w) if problem is None else next(solved)
+        _without_data(total, w, variant) if problem is None else next(solved)
         for problem, total, w in zip(problems, sums, weights, strict=True)
     ]
     solution = Solution.join(parts)
     sign_loss = 0.0
     for problem, part, w in zip(problems, parts, weights, strict=True):
         if problem is not None:
-            sign_loss += problem.loss(signs(w), np.abs(w).mean(axis=0)).sum()
+            sign_loss += problem.loss(signs(w), _mean_magnitudes(w, variant)).sum()
             if method != "sign":
                 _not_worse_than_sign(problem, part)
     row = _row(layer, sums[0].rows, solution, sign_loss, weights, time.perf_counter() - begun)
+    row["calls"] = len(geometries)
+    row["shortcut"] = layer.shortcut if layer.name in settings["residual"] else None
+    row["constant"] = layer.constant if variant["intercept"] else None
     folder.save_solution(layer.name, solution, {"prefix": prefix, "row": row})
-    return LayerResult(layer, solution, row)
+    return LayerResult(layer, solution, row, tuple(member.name for member in unit[1:]))
 
 
-def _live_problem(sums: Sums, weights: np.ndarray) -> Problem | None:
+def _live_problem(sums: Sums, weights: np.ndarray, variant: dict[str, Any]) -> Problem | None:
     """The problem of one group; None where its inputs or its outputs are all zero."""
     gram = sums.finish().gram
     outputs = sums.energy if sums.energy.size else product(gram, weights)
-    return Problem.from_sums(sums, weights) if gram.any() and outputs.any() else None
+    return Problem.from_sums(sums, weights, **variant) if gram.any() and outputs.any() else None
 
 
-def _without_data(sums: Sums, weights: np.ndarray) -> Solution:
+def _mean_magnitudes(weights: np.ndarray, variant: dict[str, Any]) -> np.ndarray:
+    """The scales of BWN: mean |W| of a column, or of each of its scale groups; or the given."""
+    if variant["fixed_scales"] is not None:
+        return np.full(weights.shape[1], float(variant["fixed_scales"]))
+    group = variant["scale_group"]
+    if group is None:
+        return np.abs(weights).mean(axis=0)
+    return np.abs(weights).reshape(-1, group, weights.shape[1]).mean(axis=1)
+
+
+def _without_data(sums: Sums, weights: np.ndarray, variant: dict[str, Any]) -> Solution:
     """A group that the data say nothing of: sign(W) and mean |W|, or 0 where its target is 0."""
     energy = sums.energy if sums.energy.size else np.zeros(weights.shape[1])
-    scales = np.zeros_like(energy) if sums.gram.any() else np.abs(weights).mean(axis=0)
+    scales = _mean_magnitudes(weights, variant)
+    if sums.gram.any() and variant["fixed_scales"] is None:
+        scales = np.zeros_like(scales)
     return Solution(
         signs(weights),
         scales,
@@ -168,11 +231,17 @@ def _without_data(sums: Sums, weights: np.ndarray) -> Solution:
         energy.copy(),
         method="sign",
         bound_name="no data",
+        intercept=np.zeros_like(energy) if variant["intercept"] else None,
     )
 
 
 def _not_worse_than_sign(problem: Problem, solution: Solution) -> None:
-    limit = problem.loss(signs(problem.weights))
+    scales = None
+    if problem.scale_group is not None:  # its best scales are no closed form of each alone
+        scales = _mean_magnitudes(
+            problem.weights, {"scale_group": problem.scale_group, "fixed_scales": None}
+        )
+    limit = problem.loss(signs(problem.weights), scales)
     worse = solution.loss > limit + 1e-9 * problem.energy
     if worse.any():
         t = int(np.argmax(worse))

@@ -31,6 +31,14 @@ class Layer:
         The name of an earlier layer that holds the very same weight.
     bits : int
         Bits of one full-precision weight.
+    shortcut : str or None
+        What is added to its output further on, in words, where the network can show it
+        (`ResidualNetwork`).
+    constant : str or None
+        What would take up a constant for each filter, in words: its bias, the normalisation
+        behind it. None: nothing would.
+    layout : str
+        How the weight lies in memory, where not as ``shape`` says: layers that share it agree.
     """
 
     name: str
@@ -39,6 +47,9 @@ class Layer:
     calls: int = 1
     shares: str | None = None
     bits: int = 32
+    shortcut: str | None = None
+    constant: str | None = None
+    layout: str = ""
 
     @property
     def fan_in(self) -> int:
@@ -62,16 +73,35 @@ class Network(Protocol):
         """The full-precision weight of a layer, also after `write`: (filters, channels / groups,
         *kernel) or (filters, features)."""
 
-    def layer_input(self, name: str, batch: Any, *, binarized: bool) -> np.ndarray:
+    def layer_input(
+        self, name: str, batch: Any, *, binarized: bool
+    ) -> np.ndarray | Sequence[np.ndarray]:
         """The input of a layer for one batch, (n, channels, *spatial) or (n, ..., features): from
-        the network with all written layers binarised, or from the full-precision network."""
+        the network with all written layers binarised, or from the full-precision network. Of a
+        layer that a pass reaches several times, a list with the input of each call, in order."""
 
     def write(self, name: str, weight: np.ndarray) -> None:
-        """Replace a layer's weight in the network; `weight` still gives the full-precision one."""
+        """Replace a layer's weight in the network; `weight` still gives the full-precision one.
+
+        For layers with a ``constant`` there may be a keyword ``constant``, (filters,): what to add
+        to the layer's outputs beside its full-precision bias. Without it nothing is added."""
 
     def state(self) -> Any:
         """Everything else that shapes activations (biases, normalisation, skipped layers, and the
         full-precision weights): arrays in mappings, for the fingerprint of a run."""
+
+
+@runtime_checkable
+class ResidualNetwork(Network, Protocol):
+    """A network that can show what its layers' outputs are added to.
+
+    The driver then lets such a layer also make up for what the shortcut lacks.
+    """
+
+    def shortcut(self, name: str, batch: Any, *, binarized: bool) -> np.ndarray:
+        """What is added to the output of a layer that says so, for one batch, in the shape and
+        the units of that output: divided by the factor that is applied to it (a normalisation's)
+        before the two are added."""
 
 
 def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
@@ -86,8 +116,8 @@ def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
     Raises
     ------
     ValueError
-        Where a name matches no layer, nothing is left, or a selected layer is not reached, is
-        reached more than once, or shares its weight with another.
+        Where a name matches no layer, nothing is left, a selected layer is not reached, or it
+        shares its weight with what is no layer, is skipped, or is of another shape.
 
     Examples
     --------
@@ -112,17 +142,46 @@ def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
             "no layer to binarise: "
             + ("every layer is skipped" if layers else "the network has no convolution or linear")
         )
+    by_name = {layer.name: layer for layer in layers}
     for layer in selected:
-        if layer.calls == 0:
-            problem = "is not reached by the calibration data"
-        elif layer.calls > 1:
-            problem = f"is reached {layer.calls} times in one forward pass"
-        elif layer.shares is not None:
-            problem = f"shares its weight with {layer.shares}"
-        elif any(other.shares == layer.name for other in layers):
-            sharer = next(other.name for other in layers if other.shares == layer.name)
-            problem = f"shares its weight with {sharer}"
-        else:
-            continue
-        raise ValueError(f"layer {layer.name} {problem}: add it to skip")
+        problem = _obstacle(layer, by_name, skipped)
+        if problem:
+            raise ValueError(f"layer {layer.name} {problem}: add it to skip")
     return selected
+
+
+def _obstacle(layer: Layer, layers: dict[str, Layer], skipped: set[str]) -> str | None:
+    """What keeps a layer from being binarised."""
+    if layer.calls == 0:
+        return "is not reached by the calibration data"
+    sharers = [other for other in layers.values() if other.shares == layer.name]
+    if layer.shares is not None:
+        if layer.shares not in layers:
+            return f"shares its weight with {layer.shares}, which is no layer of this kind"
+        sharers.append(layers[layer.shares])
+    for other in sharers:
+        if other.name in skipped:
+            return f"shares its weight with {other.name}, which is skipped"
+        if _use(other) != _use(layer):
+            return f"shares its weight with {other.name}, which uses it in another way"
+    return None
+
+
+def _use(layer: Layer) -> tuple[Any, ...]:
+    """What layers that share a weight must agree in."""
+    return layer.shape, layer.geometry.groups, layer.layout
+
+
+def units(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
+    """Layers that are binarised together, in the order of the first of each: those that share
+    one weight.
+
+    >>> layers = [Layer(n, Geometry(), (2, 3), shares=s) for n, s in [("a", None), ("b", "a")]]
+    >>> [[layer.name for layer in unit] for unit in units(layers)]
+    [['a', 'b']]
+    """
+    return [
+        (layer, *(other for other in layers if other.shares == layer.name))
+        for layer in layers
+        if layer.shares is None
+    ]

@@ -118,10 +118,19 @@ class Planes:
         result = np.zeros((weights.shape[2], first[1] * self.line))
         for n, tap in enumerate(plan.taps):
             result += weights[:, n].T @ self.shifted(plan.phase(tap), plan.shift(tap), first)
-        view = result.reshape(-1, first[1], *self.shape[2:])
+        view = self._outputs(result)
         for number, axis in enumerate(plan.axes[1:], start=3):
             view[(slice(None),) * number + (slice(axis.outputs, None),)] = 0.0
         return result
+
+    def _outputs(self, flat: np.ndarray) -> np.ndarray:
+        """Flat outputs, one axis each: T, first axis, samples, other axes."""
+        return flat.reshape(-1, self.plan.axes[0].outputs, *self.shape[2:])
+
+    def add_to_outputs(self, flat: np.ndarray, shift: np.ndarray) -> None:
+        """Add values (n, T, *positions) to flat `outputs`, in place."""
+        places = (slice(0, axis.outputs) for axis in self.plan.axes[1:])
+        self._outputs(flat)[(..., *places)] += np.moveaxis(shift, 0, 2)
 
     def seen_with(self, tap: tuple[int, ...], outputs: np.ndarray) -> np.ndarray:
         """The product of what a tap sees with flat outputs, (channels, T)."""
@@ -170,8 +179,14 @@ class LagSums:
             "target_peak": np.zeros(targets),
         }
 
-    def add(self, maps: np.ndarray, reference: np.ndarray | None = None) -> None:
-        """Add maps (n, channels, *spatial), and those the targets come from.
+    def add(
+        self,
+        maps: np.ndarray,
+        reference: np.ndarray | None = None,
+        shift: np.ndarray | None = None,
+    ) -> None:
+        """Add maps (n, channels, *spatial), those the targets come from, and what is added to
+        these, (n, T, *positions).
 
         They are summed in chunks of `Plan.samples`, so n must be a multiple of that until the
         last call.
@@ -179,18 +194,18 @@ class LagSums:
         step = self.plan.samples(self.channels)
         chunks = [slice(start, start + step) for start in range(0, len(maps), step)]
 
-        def pair(chunk: slice) -> tuple[np.ndarray, np.ndarray | None]:
-            return maps[chunk], None if reference is None else reference[chunk]
+        def of(chunk: slice) -> list[np.ndarray | None]:
+            return [None if m is None else m[chunk] for m in (maps, reference, shift)]
 
         def alone(chunk: slice) -> dict[str, np.ndarray]:
             part = self._empty()
-            self._sum(part, *pair(chunk), lambda job, items: [job(item) for item in items])
+            self._sum(part, *of(chunk), lambda job, items: [job(item) for item in items])
             return part
 
         with one_blas_thread():
             if self.channels >= _WIDE:
                 for chunk in chunks:
-                    self._sum(self.total, *pair(chunk), spread)
+                    self._sum(self.total, *of(chunk), spread)
             else:
                 for part in spread(alone, chunks):
                     for field, value in part.items():
@@ -204,6 +219,7 @@ class LagSums:
         into: dict[str, np.ndarray],
         maps: np.ndarray,
         reference: np.ndarray | None,
+        shift: np.ndarray | None,
         each: Callable,
     ) -> None:
         """Add the sums of a chunk; ``each`` runs a job for all items."""
@@ -231,9 +247,12 @@ class LagSums:
                 return shown.outputs(weights)
 
         outputs = np.concatenate(each(convolve, parts))
+        if shift is not None:
+            shown.add_to_outputs(outputs, shift)
         sums = outputs.sum(axis=1)
         if not np.isfinite(sums).all():
             finite(reference, f"{self.name}: reference")
+            finite(np.zeros(0) if shift is None else shift, f"{self.name}: shift")
             finite(outputs, f"{self.name}: targets")
 
         def cross(n: int) -> None:

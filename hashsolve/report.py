@@ -25,6 +25,9 @@ COLUMNS = (
     "bits_before",
     "bits_after",
     "codes_sha256",
+    "calls",
+    "shortcut",
+    "constant",
 )
 
 
@@ -36,8 +39,9 @@ class Report:
     ----------
     rows : list of dict
         One a layer, with the keys `COLUMNS`. ``relative_error_sign`` is that of sign(W) with
-        mean |W|; ``flips`` counts codes that differ from sign(W); ``lower_bound`` is relative to
-        the energy, as the errors are.
+        mean |W|; ``calls`` counts those of one forward pass; ``shortcut`` says what the target
+        also makes up for, ``constant`` what took up a constant a filter; ``flips`` counts codes
+        that differ from sign(W); ``lower_bound`` is relative to the energy, as the errors are.
     summary : dict
         Settings, totals, versions, the SHA-256 of all codes. Whoever measures accuracy may add it,
         as ``accuracy``, a mapping of names to numbers, and `save` the report again.

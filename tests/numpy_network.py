@@ -59,15 +59,18 @@ class NumpyNetwork:
         self.products = {name: s for name, s in self.steps if isinstance(s, Product)}
         self.original = {name: step.weight for name, step in self.products.items()}
 
-    def __call__(self, batch: np.ndarray, stop: str = "", binarized: bool = True) -> np.ndarray:
-        """The output of the network, or the input of the step called ``stop``."""
+    def __call__(
+        self, batch: np.ndarray, inputs_of: str = "", binarized: bool = True
+    ) -> np.ndarray | list[np.ndarray]:
+        """The output of the network, or the inputs of all calls of the step ``inputs_of``."""
+        seen = []
         for name, step in self.steps:
-            if name == stop:
-                break
+            if name == inputs_of:
+                seen.append(batch)
             if name in self.products and not binarized:
                 step = Product(self.original[name], step.geometry)
             batch = step(batch)
-        return batch
+        return seen if inputs_of else batch
 
     def layers(self, batch: np.ndarray) -> list[hs.Layer]:
         for name, weight in self.original.items():
@@ -90,7 +93,7 @@ class NumpyNetwork:
     def weight(self, name: str) -> np.ndarray:
         return self.original[name]
 
-    def layer_input(self, name: str, batch: np.ndarray, *, binarized: bool) -> np.ndarray:
+    def layer_input(self, name: str, batch: np.ndarray, *, binarized: bool) -> list[np.ndarray]:
         return self(batch, name, binarized)
 
     def write(self, name: str, weight: np.ndarray) -> None:

@@ -569,26 +569,80 @@ def wide(rng):
     return Product(rng.normal(size=(4, 4)), hs.Geometry())
 
 
-def test_a_layer_used_twice_is_refused(tmp_path, rng):
+def layer_problem(net, run, names, batches):
+    """The asymmetric problem over the inputs of these layers, one after the other, by hand, as
+    the first of them found the network."""
+    part = NumpyNetwork(
+        [(n, Product(w, net.products[n].geometry)) for n, w in net.original.items()]
+    )
+    part.steps = [(n, part.products.get(n, s)) for n, s in net.steps]
+    for result in run.layers:
+        if result.name == names[0]:
+            break
+        result.write(part)
+    batch = np.concatenate(batches)
+    shown, full = (
+        np.concatenate([x for n in names for x in part.layer_input(n, batch, binarized=b)]).T
+        for b in (True, False)
+    )
+    return hs.Problem.from_arrays(shown, net.original[names[0]].T, reference=full)
+
+
+def check_alike(net, run, names, batches, tmp_path):
+    (result,) = (result for result in run.layers if result.name == names[0])
+    wanted = hs.solve(layer_problem(net, run, names, batches), "dcc")
+    np.testing.assert_array_equal(result.solution.codes, wanted.codes)
+    np.testing.assert_allclose(result.solution.scales, wanted.scales, rtol=1e-12)
+    np.testing.assert_allclose(result.solution.loss, wanted.loss, rtol=1e-9)
+    for name in names:
+        np.testing.assert_array_equal(net.products[name].weight, result.weight)
+    again = hs.binarize(net, [np.concatenate(batches)], tmp_path / "again", "dcc", dtype="float64")
+    same_run(again, run)
+
+
+def test_a_layer_used_twice_is_solved_for_all_its_calls(tmp_path, rng):
     step = wide(rng)
     net = NumpyNetwork([("a", wide(rng)), ("twice", step), ("relu", relu), ("twice", step)])
-    batches = [rng.normal(size=(9, 4))]
-    with pytest.raises(
-        ValueError, match=r"layer twice is reached 2 times in one forward pass: add"
-    ):
-        hs.binarize(net, batches, tmp_path / "run")
-    run = hs.binarize(net, batches, tmp_path / "run", skip=["twice"])
-    assert list(run.relative_errors) == ["a"]
+    batches = [rng.normal(size=(count, 4)) for count in (9, 30, 2)]
+    run = hs.binarize(net, batches, tmp_path / "run", "dcc", dtype="float64")
+    assert list(run.relative_errors) == ["a", "twice"]
+    assert [(r.row["calls"], r.row["rows"]) for r in run.layers] == [(1, 41), (2, 82)]
+    check_alike(net, run, ["twice"], batches, tmp_path)
 
 
-def test_a_shared_weight_is_refused(tmp_path, rng):
+def test_layers_that_share_a_weight_are_solved_together(tmp_path, rng):
+    step = wide(rng)
+    steps = [("in", wide(rng)), ("a", step), ("relu", relu), ("mid", wide(rng))]
+    net = NumpyNetwork([*steps, ("b", Product(step.weight, step.geometry))])
+    batches = [rng.normal(size=(count, 4)) for count in (9, 30, 2)]
+    run = hs.binarize(net, batches, tmp_path / "run", "dcc", dtype="float64")
+    assert list(run.relative_errors) == ["in", "a", "mid"]
+    assert run.layers[1].sharers == ("b",)
+    check_alike(net, run, ["a", "b"], batches, tmp_path)
+    other = NumpyNetwork([*steps, ("b", Product(step.weight, step.geometry))])
+    run.apply(other)
+    np.testing.assert_array_equal(other(batches[0]), net(batches[0]))
+
+
+def test_a_weight_shared_with_a_layer_that_is_skipped_is_refused(tmp_path, rng):
     step = wide(rng)
     net = NumpyNetwork([("a", step), ("relu", relu), ("b", Product(step.weight, step.geometry))])
     batches = [rng.normal(size=(9, 4))]
-    with pytest.raises(ValueError, match=r"layer a shares its weight with b: add it to skip"):
-        hs.binarize(net, batches, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"layer b shares its weight with a: add it to skip"):
-        hs.binarize(net, batches, tmp_path / "run", skip=["a"])
+    for skip, left in ("ab", "ba"):
+        with pytest.raises(
+            ValueError, match=f"layer {left} shares its weight with {skip}, .*: add it to skip"
+        ):
+            hs.binarize(net, batches, tmp_path / "run", skip=[skip])
+
+
+def test_a_batch_that_reaches_a_layer_more_often_than_the_first_is_refused(tmp_path, rng):
+    class Looping(NumpyNetwork):
+        def layer_input(self, name, batch, *, binarized):
+            return super().layer_input(name, batch, binarized=binarized) * (1 + (len(batch) == 2))
+
+    net = Looping([("a", wide(rng))])
+    with pytest.raises(ValueError, match=r"layer a is reached 2 times by one batch and 1 .* skip"):
+        hs.binarize(net, [rng.normal(size=(n, 4)) for n in (3, 2)], tmp_path / "run")
 
 
 class Unreached(NumpyNetwork):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from torch_glue.filters import LAYERS, as_rows, binary_scales, transposed_groups
-from torch_glue.network import batches_of, evaluating, run_batch, run_model
+from torch_glue.passes import batches_of, evaluating, run_batch, run_model
 
 
 def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> int:

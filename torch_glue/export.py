@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hashsolve.files import atomic
-from torch_glue.network import evaluating
 from torch_glue.parametrize import detach
+from torch_glue.passes import evaluating
 
 
 def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options: Any) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from hashsolve import checks
 from hashsolve.files import atomic, digest
 from torch_glue.batchnorm import recalibrate_batchnorm
-from torch_glue.network import evaluating, random_state_kept, run_batch, run_model, to_device
 from torch_glue.parametrize import attached, binary_of
+from torch_glue.passes import evaluating, random_state_kept, run_batch, run_model, to_device
 from torch_glue.training import (
     cross_entropy,
     distance,

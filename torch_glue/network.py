@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from typing import Any
 
@@ -16,10 +16,13 @@ from torch.utils import data
 
 import hashsolve
 from hashsolve.files import update
+from torch_glue.passes import batches_of, evaluating, random_state_kept, run_batch, run_model
+from torch_glue.places import Place, as_array, places_of
+from torch_glue.watch import Found, Seen, Watch, divided, norm_factor
 
-KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-BATCH = 64  # at most so many samples a forward pass, where images do not come in batches
 _RANDOM = (data.RandomSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)
+_NORMS = nn.modules.batchnorm._BatchNorm
+Shortcuts = str | bool | Mapping[str, str | tuple[str | None, str]]
 
 
 @update.register
@@ -28,23 +31,20 @@ def _(value: Tensor, state: Any) -> None:
     update(f"{value.dtype}{tuple(value.shape)}", state)
 
 
-class _Reached(BaseException):
-    """Ends a forward pass at the layer whose input was wanted.
-
-    Not an Exception: a model that catches those, and hooks that run after those, must not see it.
-    """
-
-
 class TorchNetwork:
     """A torch module as a `hashsolve.Network`.
 
-    Layers are Conv1d, Conv2d, Conv3d and Linear. Their order is that in which one forward pass
-    reaches them. Passes run in eval mode without gradients; the module's modes, hooks, gradients,
-    device and the random state are left as found, also after an error.
+    Layers are convolutions and transposed convolutions in 1, 2 and 3 dimensions, Linear, and the
+    four projections of `nn.MultiheadAttention`, called ``q_proj``, ``k_proj``, ``v_proj`` and
+    ``out_proj``. Their order is that in which one forward pass reaches them. Passes run in eval
+    mode without gradients; the module's modes, hooks, gradients, device and the random state are
+    left as found, also after an error.
 
-    A module that one pass reaches twice, a weight that two modules share, and a module that is
-    never called are reported by `layers`; `hashsolve.binarize` refuses them unless skipped. So it
-    does a weight that is computed from other tensors, as parametrizations and pruning leave it.
+    A layer that one pass reaches several times is binarised for all its calls, and modules that
+    share a weight are binarised together. A module that is never called, and a weight that is
+    shared with no layer, or used there in another way, are refused by `hashsolve.binarize`
+    unless skipped. So is a weight that is computed from other tensors, as parametrizations and
+    pruning leave it.
 
     Parameters
     ----------
@@ -52,6 +52,12 @@ class TorchNetwork:
     forward : callable, optional
         Runs a batch: ``forward(model, batch)``. By default a tensor is passed as it is, of a list
         or tuple (images, labels) the first, and a mapping as keyword arguments.
+    shortcuts : {"auto", False} or mapping
+        What layers' outputs are added to. "auto": found by watching one pass: a layer, perhaps a
+        BatchNorm, then the addition of something of the same shape that does not depend on the
+        layer. A mapping says it for some layers, by the name of the module whose output it is, or
+        "name:input" for what that module is given first; ``(norm, name)`` also names the
+        BatchNorm in between, else found by watching.
 
     Examples
     --------
@@ -64,75 +70,135 @@ class TorchNetwork:
     (5, 3)
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        shortcuts: Shortcuts = "auto",
+    ):
         self.model = model
+        self.remarks: list[str] = []
         self._forward = forward or run_batch
-        self._modules = {
-            name: module for name, module in model.named_modules() if isinstance(module, KINDS)
-        }
-        self._original: dict[str, Tensor] = {}
+        self._places = places_of(model)
+        self._asked = _checked(shortcuts, model, self._places)
+        self._original: dict[tuple[nn.Module, str], Tensor] = {}  # before it was written
+        self._calls: dict[str, int] = {}
+        self._constants: dict[str, tuple[nn.Module, str, slice, int]] = {}
+        self._sources: dict[str, tuple[str | None, str | None]] = {}  # norm, module or watched
+        self._kept: tuple[Any, ...] | None = None  # a shortcut that came with an input
 
     def layers(self, batch: Any) -> list[hashsolve.Layer]:
         """All layers in the order in which a forward pass of ``batch`` reaches them.
 
         Weights that an earlier run has written through this adapter are put back first.
         """
-        for name in list(self._original):
-            self.write(name, self.weight(name))
+        for (owner, attribute), value in self._original.items():
+            _fill(getattr(owner, attribute), value)
         self._original.clear()
-        order: list[str] = []
-        hooks = {name: (lambda *_, name=name: order.append(name)) for name in self._modules}
-        self._run(batch, hooks)
-        calls = Counter(order)
-        owners = {  # of each weight's memory; modules that are no layers (an embedding) come first
-            parameter.data_ptr(): name
-            for name, module in self.model.named_modules()
-            if name not in self._modules
-            for parameter in module.parameters(recurse=False)
-        }
+        self._kept = None
+        order, watch = self._first_pass(batch)
+        self._calls = Counter(order)
+        seen = watch.seen if watch else {}
+        self._find_constants(seen, order)
+        self._find_shortcuts(seen)
+        owners = self._other_owners()
         result = []
-        for name in [*dict.fromkeys(order), *(n for n in self._modules if n not in calls)]:
-            module = self._modules[name]
-            weight = module._parameters.get("weight")
-            owner = name if weight is None else owners.setdefault(weight.data_ptr(), name)
+        for name in [*dict.fromkeys(order), *(n for n in self._places if n not in self._calls)]:
+            place = self._places[name]
+            address, owner = place.address, name
+            if address is not None:
+                owner = owners.setdefault(address, name)
+            taker = self._constants.get(name)
+            norm, _ = self._sources.get(name, (None, None))
             result.append(
                 hashsolve.Layer(
                     name=name,
-                    geometry=_geometry(module),
-                    shape=_shape(module),
-                    calls=calls[name],
+                    geometry=place.geometry,
+                    shape=place.shape,
+                    calls=self._calls[name],
                     shares=None if owner == name else owner,
-                    bits=8 * next(module.parameters()).element_size(),
+                    bits=8 * next(place.owner.parameters()).element_size(),
+                    shortcut=(norm or "added") if name in self._sources else None,
+                    constant=None if taker is None else taker[1],
+                    layout=place.layout,
                 )
             )
         return result
 
     def weight(self, name: str) -> np.ndarray:
         """The full-precision weight of a layer, float64."""
-        weight = self._original.get(name, self._parameter(name))
-        return weight.detach().to("cpu", torch.float64, copy=True).numpy()
+        place = self._places[name]
+        current = self._parameter(name)
+        full = place.read(self._original.get((place.owner, place.weight), current))
+        return full.detach().to("cpu", torch.float64, copy=True).numpy()
 
-    def layer_input(self, name: str, batch: Any, *, binarized: bool) -> np.ndarray:
-        """The input of a layer for one batch; the pass ends there."""
+    def layer_input(
+        self, name: str, batch: Any, *, binarized: bool
+    ) -> np.ndarray | list[np.ndarray]:
+        """The input of a layer for one batch; the pass ends there. Of a layer that `layers` has
+        seen called several times, a list."""
+        wanted = max(1, self._calls.get(name, 1))
         caught: list[np.ndarray] = []
+        watched = self._sources.get(name, (None, ""))[1] is None
+        watch = self._watch(name) if watched else None
 
-        def catch(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            value = args[0] if args else kwargs["input"]
-            caught.append(_array(value, module))
-            raise _Reached
+        def catch(args: tuple, kwargs: dict) -> None:
+            if len(caught) < wanted:
+                caught.append(self._places[name].inputs(args, kwargs))
+            if len(caught) == wanted and not watched:
+                raise Found
 
         with self._weights(binarized):
-            self._run(batch, {name: catch})
+            self._run(batch, {name: catch}, watch)
         if not caught:
             raise ValueError(f"layer {name} is not reached by this batch: add it to skip")
-        return caught[0]
+        if watched:  # the same pass goes on to what the output is added to
+            self._kept = name, batch, binarized, watch.shortcut
+        return caught[0] if wanted == 1 else caught
 
-    def write(self, name: str, weight: np.ndarray) -> None:
-        """Replace a layer's weight, in place and in its own dtype."""
+    def shortcut(self, name: str, batch: Any, *, binarized: bool) -> np.ndarray:
+        """What is added to the output of a layer, over the factor of the BatchNorm before that."""
+        norm, source = self._sources[name]
+        if source is not None:
+            value = self._tap(name, norm, source, batch, binarized)
+        else:
+            kept, self._kept = self._kept, None
+            if kept is None or kept[0] != name or kept[1] is not batch or kept[2] != binarized:
+                watch = self._watch(name)
+                with self._weights(binarized):
+                    self._run(batch, {}, watch)
+                value = watch.shortcut
+            else:
+                value = kept[3]
+        if value is None:
+            raise ValueError(
+                f"layer {name}: this batch adds nothing to its output, as the first did: use "
+                "residual=False, or name the shortcuts"
+            )
+        return as_array(value)
+
+    def write(self, name: str, weight: np.ndarray, constant: np.ndarray | None = None) -> None:
+        """Replace a layer's weight, in place and in its own dtype; add a constant to each filter's
+        outputs, by its bias or the running mean of the BatchNorm behind it."""
+        place = self._places[name]
         current = self._parameter(name)
-        with torch.inference_mode(current.is_inference()), torch.no_grad():
-            self._original.setdefault(name, current.detach().clone())
-            current.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+        for other in self._places.values():  # other modules may hold the same memory
+            held = other.parameter
+            if held is not None and held.data_ptr() == current.data_ptr():
+                self._keep(other.owner, other.weight)
+        with _writable(current):
+            place.fill(current, torch.from_numpy(np.ascontiguousarray(weight)))
+        if constant is None and name not in self._constants:
+            return
+        owner, attribute, rows, sign = self._constants[name]
+        if constant is None and (owner, attribute) not in self._original:
+            return
+        self._keep(owner, attribute)
+        full = self._original[owner, attribute][rows]
+        if constant is not None:
+            added = torch.from_numpy(np.asarray(constant, dtype=np.float64)).to(full.device)
+            full = full.double() + sign * added
+        _fill(getattr(owner, attribute)[rows], full)
 
     def state(self) -> dict[str, Any]:
         """The full-precision parameters and the buffers, persistent or not."""
@@ -142,7 +208,7 @@ class TorchNetwork:
 
     def _parameter(self, name: str) -> Tensor:
         """A layer's weight, as long as it is one that can be written."""
-        weight = self._modules[name]._parameters.get("weight")
+        weight = self._places[name].parameter
         if weight is None:
             raise ValueError(
                 f"layer {name}: its weight is computed from other tensors (a parametrization, "
@@ -150,35 +216,187 @@ class TorchNetwork:
             )
         return weight
 
+    def _keep(self, owner: nn.Module, attribute: str) -> None:
+        """Remember a tensor as it is before it is first written."""
+        if (owner, attribute) not in self._original:
+            current = getattr(owner, attribute)
+            with torch.inference_mode(current.is_inference()), torch.no_grad():
+                self._original[owner, attribute] = current.detach().clone()
+
+    def _other_owners(self) -> dict[int, str]:
+        """Who else holds each weight's memory: modules that are no layers, such as an embedding."""
+        own = {(place.owner, place.weight) for place in self._places.values()}
+        return {
+            parameter.data_ptr(): name
+            for name, module in self.model.named_modules()
+            for attribute, parameter in module._parameters.items()
+            if parameter is not None and (module, attribute) not in own and attribute != "bias"
+        }
+
+    def _watch(self, wanted: str | None = None) -> Watch:
+        return Watch(self._places, wanted)
+
+    def _first_pass(self, batch: Any) -> tuple[list[str], Watch | None]:
+        """The layers in the order in which a pass reaches them, and what watching it has shown."""
+        order: list[str] = []
+        hooks = {name: (lambda *_, name=name: order.append(name)) for name in self._places}
+        watch = self._watch()
+        try:
+            self._run(batch, hooks, watch)
+        except Exception as error:
+            order.clear()
+            self._run(batch, hooks, None)
+            self.remarks.append(f"a watched pass failed: no shortcuts were looked for ({error})")
+            return order, None
+        return order, watch
+
+    def _find_constants(self, seen: dict[str, Seen], order: list[str]) -> None:
+        """What can take up a constant for each filter of a layer."""
+        calls, self._constants = Counter(order), {}
+        norms = {n: m for n, m in self.model.named_modules() if isinstance(m, _NORMS)}
+        named = self.model.named_parameters(remove_duplicate=False)
+        holders = Counter(parameter.data_ptr() for _, parameter in named)
+        used = Counter(user for found in seen.values() for user in found.users)
+        for name, place in self._places.items():
+            bias = place.owner._parameters.get(place.bias)
+            users = seen[name].users if name in seen else []
+            if bias is not None:
+                if holders[bias.data_ptr()] == 1:
+                    self._constants[name] = place.owner, place.bias, slice(*place.bias_rows), 1
+            elif calls[name] == 1 and len(users) == 1 and used[users[0]] == 1:
+                norm = norms.get(users[0])
+                if norm is not None and norm.running_mean is not None:
+                    self._constants[name] = norm, "running_mean", slice(None), -1
+
+    def _find_shortcuts(self, seen: dict[str, Seen]) -> None:
+        """Where what is added to a layer's output comes from."""
+        self._sources = {}
+        if isinstance(self._asked, dict):
+            for name, (norm, source) in self._asked.items():
+                found = seen[name].users if name in seen else []
+                self._sources[name] = norm or next(iter(found), None), source
+        elif self._asked:
+            for name, found in seen.items():
+                if found.shortcuts == 1 and self._calls[name] == 1:
+                    self._sources[name] = found.norm, None
+
+    def _tap(
+        self, name: str, norm: str | None, source: str, batch: Any, binarized: bool
+    ) -> Tensor | None:
+        """A shortcut that was named: a module's output or input, over the norm's factor."""
+        module, _, which = source.partition(":")
+        target = self.model.get_submodule(module)
+        caught: list[Tensor] = []
+
+        def entered(_: Any, args: tuple, kwargs: dict) -> None:
+            caught.append((args or tuple(kwargs.values()))[0].detach().clone())
+            raise Found
+
+        def left(_: Any, args: tuple, output: Any) -> None:
+            caught.append((output if isinstance(output, Tensor) else output[0]).detach().clone())
+            raise Found
+
+        if which:
+            handle = target.register_forward_pre_hook(entered, with_kwargs=True)
+        else:
+            handle = target.register_forward_hook(left)
+        try:
+            with self._weights(binarized):
+                self._run(batch, {}, None)
+        finally:
+            handle.remove()
+        if not caught or norm is None:
+            return caught[0] if caught else None
+        (value,) = caught
+        factor = norm_factor(self.model.get_submodule(norm))
+        if value.dim() < 2 or value.shape[1] != len(factor):
+            raise ValueError(
+                f"residual: {source!r}, named for layer {name}, is of shape {tuple(value.shape)}: "
+                f"it does not fit the {len(factor)} channels of {norm}"
+            )
+        return divided(value, factor.reshape(-1, *(1,) * (value.dim() - 2)))
+
     @contextmanager
     def _weights(self, binarized: bool) -> Iterator[None]:
         """Within, the modules hold the full-precision weights, if so asked."""
         if binarized or not self._original:
             yield
             return
-        kept = {name: self._modules[name].weight.data for name in self._original}
+        kept = {place: getattr(*place).data for place in self._original}
         try:
-            for name, weight in self._original.items():
-                self._modules[name].weight.data = weight
+            for place, value in self._original.items():
+                getattr(*place).data = value
             yield
         finally:
-            for name, weight in kept.items():
-                self._modules[name].weight.data = weight
+            for place, value in kept.items():
+                getattr(*place).data = value
 
-    def _run(self, batch: Any, hooks: dict[str, Callable]) -> None:
-        """One forward pass with pre-hooks on some layers; everything is left as found."""
+    def _run(self, batch: Any, hooks: dict[str, Callable], watch: Watch | None) -> None:
+        """One forward pass that calls ``hooks`` of layers with their inputs, perhaps watched;
+        everything is left as found."""
+        attention = [name for name in hooks if self._places[name].watched]
+        if attention and watch is None:
+            watch = self._watch("")
         with evaluating(self.model):
             handles = []
+
+            def on(module: nn.Module, hook: Callable) -> None:
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
             try:
+                for module, note in watch.hooks(self.model) if watch else ():
+                    on(module, note)
                 for name, hook in hooks.items():
-                    module = self._modules[name]
-                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-                run_model(self._forward, self.model, batch)
-            except _Reached:
+                    if name in attention:
+                        watch.projected[name] = lambda value, hook=hook: hook((value,), {})
+                    else:
+                        on(
+                            self._places[name].module,
+                            lambda _, args, kwargs, hook=hook: hook(args, kwargs),
+                        )
+                with watch or nullcontext():
+                    run_model(self._forward, self.model, batch)
+            except Found:
                 pass
             finally:
                 for handle in handles:
                     handle.remove()
+
+
+@contextmanager
+def _writable(tensor: Tensor) -> Iterator[None]:
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        yield
+
+
+def _fill(tensor: Tensor, value: Tensor) -> None:
+    with _writable(tensor):
+        tensor.copy_(value)
+
+
+def _checked(
+    shortcuts: Shortcuts, model: nn.Module, places: dict[str, Place]
+) -> bool | dict[str, tuple[str | None, str]]:
+    """What is asked of shortcuts; of a mapping (norm, source) by layer, its names checked."""
+    if not isinstance(shortcuts, Mapping):
+        if shortcuts != "auto" and not isinstance(shortcuts, bool):
+            raise ValueError(f"residual: {shortcuts!r} is not 'auto', True, False or a mapping")
+        return bool(shortcuts)
+    modules = dict(model.named_modules())
+    result = {}
+    for name, given in shortcuts.items():
+        norm, source = (None, given) if isinstance(given, str) else given
+        module, colon, which = source.partition(":")
+        if name not in places:
+            raise ValueError(f"residual: {name!r} is no layer; layers: {', '.join(places)}")
+        if norm is not None and not isinstance(modules.get(norm), _NORMS):
+            raise ValueError(f"residual: {norm!r}, named for layer {name}, is no BatchNorm")
+        if module not in modules or (colon and which != "input"):
+            raise ValueError(
+                f"residual: {source!r}, named for layer {name}, is no module, nor 'NAME:input'"
+            )
+        result[name] = norm, source
+    return result
 
 
 def binarize(
@@ -190,6 +408,8 @@ def binarize(
     effort: str = "default",
     propagation: str = "asym",
     seed: int = 0,
+    *,
+    residual: Shortcuts = False,
     **options: Any,
 ) -> hashsolve.Run:
     """Binarise a model in place, layer by layer.
@@ -205,8 +425,13 @@ def binarize(
         The run folder; an interrupted run in it is taken up where it was.
     skip : iterable of str
         Whole dotted names or globs: "conv1" is not "layer1.0.conv1".
-    method, effort, propagation, seed, **options
+    method, effort, propagation, seed
         As in `hashsolve.binarize`.
+    residual : {"auto", True, False} or mapping
+        Whether layers make up for what the shortcuts that their outputs are added to lack, as in
+        `hashsolve.binarize`; a mapping names the shortcuts, as `TorchNetwork` takes them.
+    **options
+        As in `hashsolve.binarize`, such as ``intercept`` and ``scale_group``.
 
     Returns
     -------
@@ -233,9 +458,10 @@ def binarize(
             "images: this loader shuffles, but each layer needs the same batches again; build it "
             "with shuffle=False"
         )
+    named = isinstance(residual, Mapping)
     with random_state_kept():
         return hashsolve.binarize(
-            TorchNetwork(model),
+            TorchNetwork(model, shortcuts=residual if named else bool(residual)),
             images,
             run_dir,
             method,
@@ -243,119 +469,6 @@ def binarize(
             propagation,
             skip=skip,
             seed=seed,
+            residual=True if named else residual,
             **options,
         )
-
-
-def batches_of(images: Any) -> Iterable[Any]:
-    """What was given as images, in batches: a tensor in nearly equal ones, a data set in order."""
-    if isinstance(images, np.ndarray):
-        images = torch.as_tensor(images)
-    if isinstance(images, Tensor):
-        if images.dim() < 2 or len(images) == 0:
-            raise ValueError(
-                f"images: needs samples along the first axis, got shape {tuple(images.shape)}"
-            )
-        return images.tensor_split(-(-len(images) // BATCH))
-    return data.DataLoader(images, BATCH) if isinstance(images, data.Dataset) else images
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Within, random numbers may be drawn; afterwards torch's random state is as it was."""
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=cuda):
-        yield
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within: eval mode, no gradients. Afterwards each module's mode and the random state are as
-    they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with random_state_kept(), torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def run_batch(model: nn.Module, batch: Any) -> Any:
-    """Call the model on a batch, however that holds its inputs."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, (list, tuple)) else batch)
-
-
-def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Any:
-    """One forward pass of a batch, which is brought to the model's device first."""
-    batch = to_device(batch, model)
-    try:
-        return forward(model, batch)
-    except RuntimeError as error:
-        first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        if not isinstance(first, Tensor):
-            raise
-        integer = not first.is_floating_point()
-        mend = (
-            "convert them as for training, such as images.float() / 255"
-            if integer
-            else ("give them in the shape and dtype that the model was trained on")
-        )
-        raise (ValueError if integer else RuntimeError)(
-            f"images: the model does not take {first.dtype} of shape {tuple(first.shape)} "
-            f"({error}); {mend}"
-        ) from error
-
-
-def to_device(batch: Any, model: nn.Module) -> Any:
-    """The batch on the device of the model's first parameter; NumPy's floats in its dtype too."""
-    first = next(model.parameters(), None)
-    device = torch.device("cpu") if first is None else first.device
-
-    def move(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            value = torch.as_tensor(value)  # float64 is what NumPy makes by itself
-            if value.is_floating_point() and first is not None and first.is_floating_point():
-                value = value.to(first.dtype)
-        if isinstance(value, Tensor):
-            return value.to(device)
-        if isinstance(value, Mapping):
-            return {key: move(item) for key, item in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(move, value))
-        if isinstance(value, (list, tuple)):
-            return [move(item) for item in value]
-        return value
-
-    return move(batch)
-
-
-def _geometry(module: nn.Module) -> hashsolve.Geometry:
-    if isinstance(module, nn.Linear):
-        return hashsolve.Geometry()
-    return hashsolve.Geometry.conv(
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.groups,
-        module.padding_mode,
-    )
-
-
-def _shape(module: nn.Module) -> tuple[int, ...]:
-    """Of the weight, which is not touched: a parametrized one would be computed."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    return module.out_channels, module.in_channels // module.groups, *module.kernel_size
-
-
-def _array(value: Tensor, module: nn.Module) -> np.ndarray:
-    """A copy with a sample axis, in a type that NumPy knows."""
-    if not isinstance(module, nn.Linear) and value.dim() == len(module.kernel_size) + 1:
-        value = value[None]
-    dtype = torch.float32 if value.dtype == torch.bfloat16 else value.dtype
-    return value.detach().to("cpu", dtype, copy=True).numpy()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_glue.network import evaluating, run_batch, run_model
 from torch_glue.parametrize import attached, binary_of
+from torch_glue.passes import evaluating, run_batch, run_model
 
 
 def parameter_groups(

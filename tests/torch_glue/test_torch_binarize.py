@@ -277,9 +277,6 @@ class Sharing(nn.Module):
 
 
 ODD = {
-    "twice": ("layer b is reached 2 times", ["b"]),
-    "same parameter": ("layer b shares its weight with c", ["b", "c"]),
-    "same memory": ("layer b shares its weight with c", ["b", "c"]),
     "embedding": ("layer c shares its weight with words", ["c"]),
     "parametrized": ("layer c: its weight is computed", ["c"]),
     "weight_norm": ("layer c: its weight is computed", ["c"]),
@@ -301,10 +298,13 @@ def test_odd_layers_are_refused_by_name_and_can_be_skipped(tmp_path, how):
         assert parametrize.is_parametrized(model.c)
 
 
-def test_one_of_two_sharers_cannot_be_binarised_alone(tmp_path):
+@pytest.mark.parametrize("how", ["same parameter", "same memory"])
+def test_one_of_two_sharers_cannot_be_binarised_alone(tmp_path, how):
     for skip in ("b", "c"):
-        with pytest.raises(ValueError, match="shares its weight"):
-            torch_glue.binarize(Sharing("same parameter"), ROWS, tmp_path / "run", skip=[skip])
+        with pytest.raises(ValueError, match=r"shares its weight with ., which is skipped"):
+            torch_glue.binarize(Sharing(how), ROWS, tmp_path / "run", skip=[skip])
+    run = torch_glue.binarize(Sharing(how), ROWS, tmp_path / "run", method="sign", skip="[bc]")
+    assert [r.name for r in run.layers] == ["a"]
 
 
 def test_a_layer_under_two_names_is_one_layer(tmp_path):

@@ -279,9 +279,3 @@ def test_a_model_built_in_inference_mode():
     np.testing.assert_array_equal(
         network.layer_input("2", torch.ones(5, 4), binarized=False), before
     )
-
-
-def test_a_transformer_layer_shows_its_linears():
-    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    calls = {layer.name: layer.calls for layer in TorchNetwork(model).layers(torch.ones(2, 3, 8))}
-    assert calls == {"linear1": 1, "linear2": 1, "self_attn.out_proj": 0}

@@ -1,0 +1,100 @@
+"""Forward passes over calibration data: batches of any form, and a model left as found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import data
+
+BATCH = 64  # at most so many samples a forward pass, where images do not come in batches
+
+
+def batches_of(images: Any) -> Iterable[Any]:
+    """What was given as images, in batches: a tensor in nearly equal ones, a data set in order."""
+    if isinstance(images, np.ndarray):
+        images = torch.as_tensor(images)
+    if isinstance(images, Tensor):
+        if images.dim() < 2 or len(images) == 0:
+            raise ValueError(
+                f"images: needs samples along the first axis, got shape {tuple(images.shape)}"
+            )
+        return images.tensor_split(-(-len(images) // BATCH))
+    return data.DataLoader(images, BATCH) if isinstance(images, data.Dataset) else images
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Within, random numbers may be drawn; afterwards torch's random state is as it was."""
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=cuda):
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within: eval mode, no gradients. Afterwards each module's mode and the random state are as
+    they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with random_state_kept(), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """Call the model on a batch, however that holds its inputs."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, (list, tuple)) else batch)
+
+
+def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Any:
+    """One forward pass of a batch, which is brought to the model's device first."""
+    batch = to_device(batch, model)
+    try:
+        return forward(model, batch)
+    except RuntimeError as error:
+        first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+        if not isinstance(first, Tensor):
+            raise
+        integer = not first.is_floating_point()
+        mend = (
+            "convert them as for training, such as images.float() / 255"
+            if integer
+            else ("give them in the shape and dtype that the model was trained on")
+        )
+        raise (ValueError if integer else RuntimeError)(
+            f"images: the model does not take {first.dtype} of shape {tuple(first.shape)} "
+            f"({error}); {mend}"
+        ) from error
+
+
+def to_device(batch: Any, model: nn.Module) -> Any:
+    """The batch on the device of the model's first parameter; NumPy's floats in its dtype too."""
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+
+    def move(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = torch.as_tensor(value)  # float64 is what NumPy makes by itself
+            if value.is_floating_point() and first is not None and first.is_floating_point():
+                value = value.to(first.dtype)
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, Mapping):
+            return {key: move(item) for key, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(move, value))
+        if isinstance(value, (list, tuple)):
+            return [move(item) for item in value]
+        return value
+
+    return move(batch)

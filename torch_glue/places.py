@@ -1,0 +1,224 @@
+"""Where a model's weights are: one place a layer, whatever kind of module it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import hashsolve
+
+PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A convolution or linear module: its weight lies as a `hashsolve.Layer` has it.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Whose call is the layer's.
+    owner : nn.Module
+        Who holds the weight and the bias.
+    weight, bias : str
+        Their names there.
+    rows, bias_rows : (first, end)
+        The part of each that is this layer's; all where None.
+    """
+
+    module: nn.Module
+    owner: nn.Module
+    weight: str = "weight"
+    bias: str = "bias"
+    rows: tuple[int | None, int | None] = (None, None)
+    bias_rows: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def watched(self) -> bool:
+        """Whether its inputs are seen only where the pass is watched, not by its module's hook."""
+        return False
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """The whole parameter; None where it is computed from other tensors."""
+        return self.owner._parameters.get(self.weight)
+
+    @property
+    def address(self) -> int | None:
+        """Where its weight begins in memory."""
+        whole = self.parameter
+        return None if whole is None else whole[slice(*self.rows)].data_ptr()
+
+    @property
+    def layout(self) -> str:
+        """How the weight lies in memory, where not as its shape says."""
+        return ""
+
+    @property
+    def geometry(self) -> hashsolve.Geometry:
+        """Of the layer."""
+        m = self.module
+        if not hasattr(m, "kernel_size"):
+            return hashsolve.Geometry()
+        return hashsolve.Geometry.conv(
+            m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.padding_mode
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the layer's weight, which is not touched: a parametrized one would be computed."""
+        m = self.module
+        if not hasattr(m, "kernel_size"):
+            return m.out_features, m.in_features
+        return m.out_channels, m.in_channels // m.groups, *m.kernel_size
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """The layer's weight, from the whole parameter."""
+        return parameter[slice(*self.rows)]
+
+    def fill(self, parameter: Tensor, weight: Tensor) -> None:
+        """Put the layer's weight into the whole parameter."""
+        parameter[slice(*self.rows)].copy_(weight)
+
+    def inputs(self, args: tuple, kwargs: dict) -> np.ndarray:
+        """A copy of the input of one call of the module, with a sample axis."""
+        value = args[0] if args else kwargs["input"]
+        if hasattr(self.module, "kernel_size") and value.dim() == len(self.module.kernel_size) + 1:
+            value = value[None]
+        return as_array(value)
+
+
+class Transposed(Place):
+    """A transposed convolution: one of stride 1 over its input with zeros between and around.
+
+    Its filters are the output channels, and its kernels are turned round.
+    """
+
+    @property
+    def layout(self) -> str:
+        """Input channels come first."""
+        return "transposed"
+
+    @property
+    def geometry(self) -> hashsolve.Geometry:
+        """Over maps that `inputs` has spread and padded."""
+        m = self.module
+        return hashsolve.Geometry.conv(m.kernel_size, 1, 0, m.dilation, m.groups)
+
+    def _turned(self, weight: Tensor, channels: int, share: int) -> Tensor:
+        """Swap channels and filters within each group, and turn the kernels round."""
+        kernel = self.module.kernel_size
+        parts = weight.reshape(self.module.groups, channels, share, *kernel).transpose(1, 2)
+        spatial = tuple(range(2, 2 + len(kernel)))
+        return parts.reshape(-1, channels, *kernel).flip(spatial)
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """(channels, filters / groups, *kernel) as (filters, channels / groups, *kernel)."""
+        m = self.module
+        return self._turned(parameter, m.in_channels // m.groups, m.out_channels // m.groups)
+
+    def fill(self, parameter: Tensor, weight: Tensor) -> None:
+        """The way back."""
+        m = self.module
+        turned = self._turned(weight, m.out_channels // m.groups, m.in_channels // m.groups)
+        parameter.copy_(turned)
+
+    def inputs(self, args: tuple, kwargs: dict) -> np.ndarray:
+        """Zeros between, as the stride asks for, and around, so that the output has its size."""
+        maps = super().inputs(args, kwargs)
+        sizes = args[1] if len(args) > 1 else kwargs.get("output_size")
+        m, spatial = self.module, maps.shape[2:]
+        target, source, shape = [], [], []
+        for axis, size in enumerate(spatial):
+            reach = m.dilation[axis] * (m.kernel_size[axis] - 1)
+            before = reach - m.padding[axis]
+            extra = m.output_padding[axis]
+            if sizes is not None:
+                least = (size - 1) * m.stride[axis] - 2 * m.padding[axis] + reach + 1
+                extra = list(sizes)[axis - len(spatial)] - least
+            length = (size - 1) * m.stride[axis] + 1 + 2 * before + extra
+            # padding that is negative cuts values off
+            kept = [i for i in range(size) if 0 <= before + i * m.stride[axis] < length]
+            source.append(slice(kept[0], kept[-1] + 1) if kept else slice(0))
+            first = before + kept[0] * m.stride[axis] if kept else 0
+            target.append(slice(first, first + len(kept) * m.stride[axis], m.stride[axis]))
+            shape.append(length)
+        spread = np.zeros((*maps.shape[:2], *shape), dtype=maps.dtype)
+        spread[(..., *target)] = maps[(..., *source)]
+        return spread
+
+
+class Projection(Place):
+    """One projection of a `nn.MultiheadAttention`, perhaps part of its packed weight."""
+
+    @property
+    def watched(self) -> bool:
+        """Projections are made inside one function."""
+        return True
+
+    @property
+    def geometry(self) -> hashsolve.Geometry:
+        """Linear."""
+        return hashsolve.Geometry()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its part of the weight."""
+        m = self.module
+        width = {"k_proj_weight": m.kdim, "v_proj_weight": m.vdim}.get(self.weight, m.embed_dim)
+        return m.embed_dim, width
+
+    def inputs(self, args: tuple, kwargs: dict) -> np.ndarray:
+        """As `torch_glue.watch` sees them, (positions, samples, features), samples first."""
+        (value,) = args
+        return as_array(value.transpose(0, 1) if value.dim() == 3 else value)
+
+
+def places_of(model: nn.Module) -> dict[str, Place]:
+    """Every layer that can be binarised, by name."""
+    places: dict[str, Place] = {}
+    inside = set()
+    for name, module in model.named_modules():
+        dot = f"{name}." if name else ""
+        if isinstance(module, nn.MultiheadAttention):
+            inside.add(module.out_proj)
+            size = module.embed_dim
+            for n, part in enumerate(PROJECTIONS):
+                own, packed = (n * size, (n + 1) * size), module._qkv_same_embed_dim
+                places[dot + part] = Projection(
+                    module,
+                    module,
+                    "in_proj_weight" if packed else f"{part}_weight",
+                    "in_proj_bias",
+                    own if packed else (None, None),
+                    own,
+                )
+            places[f"{dot}out_proj"] = Projection(module, module.out_proj)
+        elif isinstance(module, TRANSPOSED):
+            places[name] = Transposed(module, module)
+        elif isinstance(module, PLAIN) and module not in inside:
+            places[name] = Place(module, module)
+    return places
+
+
+def as_array(value: Tensor) -> np.ndarray:
+    """A copy in a type that NumPy knows."""
+    dtype = torch.float32 if value.dtype == torch.bfloat16 else value.dtype
+    return value.detach().to("cpu", dtype, copy=True).numpy()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in arguments or results, however nested."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return [tensor for item in value for tensor in tensors_in(item)]
