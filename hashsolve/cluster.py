@@ -167,14 +167,14 @@ def solve(
     problems = list(problems)
     sizes = list(_in_order(client, _size, [(problem,) for problem in problems]))
     threads = sum(client.nthreads().values())
-    pieces = [cuts(*size, method, threads) for size in sizes]
+    parts = [cuts(inputs, columns, method, threads) for inputs, columns in sizes]
     work = [
         (problem, columns, method, effort, seed)
-        for problem, each in zip(problems, pieces, strict=True)
+        for problem, each in zip(problems, parts, strict=True)
         for columns in each
     ]
     solved = _in_order(client, _solve_columns, work)
-    return [Solution.join([next(solved) for _ in each]) for each in pieces]
+    return [Solution.join([next(solved) for _ in each]) for each in parts]
 
 
 def cuts(inputs: int, columns: int, method: str, threads: int) -> list[slice]:

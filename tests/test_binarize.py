@@ -154,7 +154,7 @@ def test_grouped_layer_is_its_groups_apart(finished, tmp_path):
         stem = finished[1]  # its first layer is binarised: the inputs of the second
         maps = {
             binarized: [
-                stem.layer_input("block.grouped", batch, binarized=binarized)[:, channels]
+                stem.layer_input("block.grouped", batch, binarized=binarized)[0][:, channels]
                 for batch in calibration()
             ]
             for binarized in (False, True)
