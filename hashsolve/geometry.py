@@ -164,6 +164,7 @@ class Geometry:
             Inputs in the order of ``weight.reshape(T, S)``: channel, then kernel position. Rows
             in the order of samples, then output positions.
         """
+        maps = self.samples(maps)
         channels = maps.shape[-1 if self.linear else 1]
         if channels % self.groups:
             raise ValueError(f"{channels} channels do not divide into {self.groups} groups")
