@@ -278,11 +278,12 @@ def binarize(
             run = hashsolve.binarize(
                 made, batches, run_dir, client=client, progress=show, **options
             )
+    page = page_of(run.run_dir)
     if as_json:
         echo_json(run.report.to_dict())
     else:
         click.echo(str(run.report))
-        click.echo(f"wrote {run.run_dir}: report.json, report.csv, layers/{page_of(run.run_dir)}")
+        click.echo(f"wrote {run.run_dir}: report.json, report.csv, layers/{page}")
 
 
 @cli.command()
@@ -353,7 +354,7 @@ def demo(run_dir: str, seed: int, as_json: bool) -> None:
     run_demo = load_object("torch_glue.demo:run_demo")
     with progress("the same command starts it anew") as show:
         result = run_demo(Path(run_dir), seed, show)
-        pages = [page_of(Path(row.run_dir), show) for row in result.rows]
+        pages = [page_of(Path(row.run_dir), "dcc") for row in result.rows]
     if as_json:
         echo_json(result.to_dict())
         return
@@ -384,7 +385,7 @@ def bench(inputs: int, columns: int, as_json: bool) -> None:
     print_table(("", "measured", "meant to be"), rows(found))
 
 
-def page_of(run_dir: Path, show: Any = None) -> str:
+def page_of(run_dir: Path, against: str | None = None) -> str:
     """Write the page of a run into its folder; what to say of that, nothing without the extra."""
     from importlib.util import find_spec
 
@@ -392,7 +393,11 @@ def page_of(run_dir: Path, show: Any = None) -> str:
         return ""
     from hashsolve.page import write_page
 
-    write_page(run_dir / "report.html", run_dir, progress=show)
+    try:
+        write_page(run_dir / "report.html", run_dir, against=against)
+    except (OSError, ValueError) as error:  # the run itself is done
+        click.echo(f"hashsolve: no page was written: {error}", err=True)
+        return ""
     return ", report.html"
 
 

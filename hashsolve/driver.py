@@ -49,9 +49,17 @@ class Run:
         return self.report.summary["codes_sha256"]
 
     def apply(self, network: Network) -> None:
-        """Write every layer's codes × scales (and constants) into a network."""
-        for result in self.layers:
-            result.write(network)
+        """Write every layer's codes × scales (and constants) into a network, or none of them."""
+        written = []
+        try:
+            for result in self.layers:
+                written.append(result)
+                result.write(network)
+        except BaseException:
+            for result in written:
+                for name in (result.name, *result.sharers):
+                    network.write(name, network.weight(name))
+            raise
 
 
 def binarize(

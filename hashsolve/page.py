@@ -131,12 +131,13 @@ def _shown(folder: Path, against: str | None, say: Callable[..., Any]) -> Shown:
 def _error(path: Path, solution: Solution, method: str) -> float:
     """The relative error of a layer by another method; groups without data keep their loss."""
     with open_h5(path) as file:
-        groups = [name for name in file if isinstance(file[name], h5py.Group)] or ["/"]
-    loss = energy = 0.0
-    for group in groups:
-        found = solve(Problem.load(path, group), method)
-        loss, energy = loss + found.loss.sum(), energy + found.energy.sum()
-    return float(loss) / float(energy)
+        groups = [name for name in file if isinstance(file[name], h5py.Group)]
+    loss = solution.loss.copy()
+    for group in groups or ["/"]:
+        problem = Problem.load(path, group)
+        first = int(group.removeprefix("group")) * problem.columns if groups else 0
+        loss[first : first + problem.columns] = solve(problem, method).loss
+    return float(loss.sum()) / float(solution.energy.sum())
 
 
 def _pairs(runs: Sequence[Shown]) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import h5py
+import numpy as np
 import pytest
-from small_network import calibration, network
+from small_network import DEAD, calibration, network
 
 import hashsolve as hs
 from hashsolve import cli
@@ -87,6 +90,22 @@ def hs_error(run, index):
     """Of a layer, solved anew with default effort from the run's own problem."""
     path = run.run_dir / "layers" / f"{run.layers[index].name}.problem.h5"
     return hs.solve(hs.Problem.load(path)).relative_error
+
+
+def test_groups_without_data_count_with_their_loss(runs):
+    """A depthwise channel is zero on all data: no problem of it is in the file."""
+    run = runs[1]
+    name = "block.depth"
+    layer = next(layer for layer in run.layers if layer.name == name)
+    path = run.run_dir / "layers" / f"{name}.problem.h5"
+    with h5py.File(path) as file:
+        assert f"group{DEAD}" not in file and len(file) == 7
+    from hashsolve.page import _error
+
+    assert _error(path, layer.solution, "auto") <= layer.relative_error + 1e-12
+    lost = dataclasses.replace(layer.solution, loss=layer.solution.loss + np.eye(8)[DEAD])
+    gained = _error(path, lost, "auto") - _error(path, layer.solution, "auto")
+    np.testing.assert_allclose(gained, 1 / layer.solution.energy.sum())
 
 
 def test_it_needs_nothing_else(runs, tmp_path):

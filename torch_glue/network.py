@@ -182,6 +182,11 @@ class TorchNetwork:
         outputs, by its bias or the running mean of the BatchNorm behind it."""
         place = self._places[name]
         current = self._parameter(name)
+        if constant is not None and name not in self._constants:
+            raise ValueError(
+                f"layer {name}: what takes up its constant is known once a pass was seen: call "
+                "layers(batch) first; its bias, or a BatchNorm behind it, must be there"
+            )
         for other in self._places.values():  # other modules may hold the same memory
             held = other.parameter
             if held is not None and held.data_ptr() == current.data_ptr():
@@ -337,7 +342,7 @@ class TorchNetwork:
         attention = [name for name in hooks if self._places[name].watched]
         if attention and watch is None:
             watch = self._watch("")
-        with evaluating(self.model):
+        with evaluating(self.model), _no_fused_attention():
             handles = []
 
             def on(module: nn.Module, hook: Callable) -> None:
@@ -361,6 +366,21 @@ class TorchNetwork:
             finally:
                 for handle in handles:
                     handle.remove()
+
+
+@contextmanager
+def _no_fused_attention() -> Iterator[None]:
+    """Within, encoder layers call their modules; fused, they skip some and make nested tensors."""
+    switch = torch.backends.mha
+    if not hasattr(switch, "set_fastpath_enabled"):  # before torch 2.3
+        yield
+        return
+    before = switch.get_fastpath_enabled()
+    switch.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        switch.set_fastpath_enabled(before)
 
 
 @contextmanager

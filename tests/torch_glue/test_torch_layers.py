@@ -301,3 +301,25 @@ def test_models_on_a_gpu(tmp_path):
         for device in ("cpu", "cuda")
     ]
     assert runs[0].relative_errors == pytest.approx(runs[1].relative_errors, rel=0.05)
+
+
+class Padded(nn.Module):
+    """An encoder that is given which of its inputs are padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = encoder()
+
+    def forward(self, x, mask):
+        return self.encoder(x, src_key_padding_mask=mask)
+
+
+def test_an_encoder_with_padding(tmp_path):
+    """Which torch would run fused, on nested tensors; its switch is left as found."""
+    mask = torch.zeros(16, 6, dtype=torch.bool)
+    mask[0, 3:] = True
+    batches = [{"x": torch.randn(16, 6, 8), "mask": mask}] * 2
+    before = torch.backends.mha.get_fastpath_enabled()
+    run = torch_glue.binarize(Padded(), batches, tmp_path, method="dcc")
+    assert len(run.layers) == 12 and run.layers[5].row["rows"] == 2 * 16 * 6
+    assert torch.backends.mha.get_fastpath_enabled() == before

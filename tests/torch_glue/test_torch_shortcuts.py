@@ -349,3 +349,19 @@ def test_a_constant_is_written_once(tmp_path):
     run.apply(network)
     for key, value in model.state_dict().items():
         assert content(value) == content(other.state_dict()[key]), key
+
+
+def test_constants_are_not_half_applied(tmp_path):
+    """A copy that has seen no pass knows no taker of them; then nothing is written."""
+    run = torch_glue.binarize(resnet(), IMAGES, tmp_path, method="dcc", intercept=True)
+    fresh = resnet()
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    network = TorchNetwork(fresh)
+    with pytest.raises(ValueError, match=r"call layers\(batch\) first"):
+        run.apply(network)
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    network.layers(IMAGES[:2])
+    run.apply(network)
+    with torch.no_grad():
+        assert not torch.equal(fresh.eval()(IMAGES), resnet().eval()(IMAGES))
