@@ -68,8 +68,7 @@ class InnerProductIndex:
     >>> import numpy as np, hashsolve as hs
     >>> vectors = np.random.default_rng(0).normal(size=(500, 32))
     >>> index = hs.InnerProductIndex(metric="cosine", effort="fast")
-    >>> index.fit(vectors).add(vectors)
-    array([  0,   1,   2, ..., 497, 498, 499], shape=(500,))
+    >>> ids = index.fit(vectors).add(vectors)
     >>> scores, ids = index.search(vectors[:3], k=1)
     >>> ids.ravel(), index.bytes_per_vector
     (array([0, 1, 2]), 16)

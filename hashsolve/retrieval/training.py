@@ -127,18 +127,22 @@ def fit_codec(
         seed=seed,
     )
     base = replace(base, start_scale=_start_scale(base, sample[:500]))
+    # for one basis that is a rotation the signs are optimal: there is nothing to search
+    plain = replace(base, moves=0) if bits == 1 else base
     candidates: list[tuple[Candidate, Codec]] = []
     kinds = ("random", "learned") if rotation == "auto" else (rotation,)
     if not choosing:
         kind = "random" if rotation == "auto" else rotation
-        codec = base if kind == "random" else _learn(base, sample)
-        only = Candidate(kind, 1.0, "least-squares", 0.0, float("nan"))
+        rabitq = kind == "random"
+        codec = replace(plain, unbiased=True) if rabitq else _learn(base, sample)
+        rule = "unbiased" if rabitq else "least-squares"
+        only = Candidate(kind, 1.0, rule, 0.0, float("nan"))
         note = f"fewer than {LEAST} vectors or queries to hold out: nothing was compared"
         return codec, Report(only, (only,), len(sample), len(known), 0, 0, note)
     truth = _truth(database, held, distance)
     for kind in kinds:
         if kind == "random":
-            tried = [(1.0, base)]
+            tried = [(1.0, plain)]
         else:
             wanted = SHRINKAGES if shrinkage is None else (shrinkage,)
             tried = [(s, _learn(replace(base, weight=_weight(known, s)), sample)) for s in wanted]
@@ -146,12 +150,20 @@ def fit_codec(
             candidates += _judge(codec, kind, share, database, held, truth, distance)
     candidates.sort(key=lambda pair: -pair[0].recall)  # stable: of equals, the simplest
     best, codec = candidates[0]
-    if best.rotation == "random" and rotation == "auto":
-        note = "fell back to a random rotation: a learned map was no better on held-out queries"
-    elif best.shrinkage == 1 and shrinkage is None and best.rotation == "learned":
-        note = "a learned map; the queries' covariance was no help on held-out queries"
-    else:
-        note = f"a {best.rotation} map"
+    note = f"a {best.rotation} map"
+    if rotation == "auto":
+        rabitq = next(p for p in candidates if p[0].rotation == "random" and p[1].unbiased)
+        # two standard errors, for the best of many owes some of it to chance
+        margin = 2 * np.sqrt(best.recall * (1 - best.recall) / truth.size)
+        if best.recall <= rabitq[0].recall + margin:
+            best, codec = rabitq
+            note = (
+                "fell back to RaBitQ's rule: nothing did better, by a margin, on held-out queries"
+            )
+        elif best.rotation == "random":
+            note = "fell back to a random rotation: no learned map was better on held-out queries"
+        elif best.shrinkage == 1 and shrinkage is None:
+            note = "a learned map; the queries' covariance was no help on held-out queries"
     every = tuple(candidate for candidate, _ in candidates)
     return codec, Report(best, every, len(sample), len(known), kept, asked, note)
 
