@@ -13,6 +13,7 @@ import numpy as np
 from scipy import linalg
 
 from hashsolve.retrieval.codec import Codec
+from hashsolve.retrieval.search import cut
 from hashsolve.threads import product
 
 K = 10
@@ -25,6 +26,8 @@ QUERIES = 1000
 """Held-out queries, at most."""
 ROUNDS = (12, 6)
 """Alternations without, and then with, tabu moves."""
+RIDGE = 1e-3
+"""Of the least-squares map, relative to the mean square of a bit times its scale."""
 SHRINKAGES = (1.0, 0.5)
 PULLS = (0.0, 0.25, 0.5)
 LEAST = 50
@@ -108,8 +111,8 @@ def fit_codec(
     rng = np.random.default_rng(seed)
     vectors = vectors[rng.permutation(len(vectors))]
     if queries is None:
-        cut = min(len(vectors) // 5, 4 * QUERIES)
-        queries, rest = vectors[:cut], vectors[cut:]
+        share = min(len(vectors) // 5, 4 * QUERIES)
+        queries, rest = vectors[:share], vectors[share:]
     else:
         queries, rest = queries[rng.permutation(len(queries))], vectors
     asked = min(QUERIES, len(queries) // 3)
@@ -210,7 +213,8 @@ def _learn(codec: Codec, sample: np.ndarray) -> Codec:
         codes, scales, _ = trial.encode(sample)
         u = codes * scales[:, None]
         gram = product(np.ascontiguousarray(u.T), u)
-        gram[np.diag_indices_from(gram)] += 1e-6 * np.trace(gram) / len(gram)
+        # bits that are constant or redundant leave it singular
+        gram[np.diag_indices_from(gram)] += RIDGE * np.trace(gram) / len(gram)
         cross = product(np.ascontiguousarray(u.T), x)
         decoder = linalg.solve(gram, cross, assume_a="pos").T
         start = float(scales.sum() / length.sum())
@@ -239,7 +243,9 @@ def _judge(
 ) -> list[tuple[Candidate, Codec]]:
     """Every rule of scale and offset with one map."""
     codes, measures = codec.measure(database)
-    shadows = product(product(queries, codec.decoder), np.ascontiguousarray(codes.T, float))
+    planes = cut(product(queries, codec.decoder), -(-codec.length // 64))
+    asked = planes.whole * planes.units[:, None].astype(float)  # as the search will see them
+    shadows = product(asked, np.ascontiguousarray(codes.T, float))
     half = (database**2).sum(axis=1) / 2 if distance else 0.0
     found = []
     for unbiased, pull in [(False, pull) for pull in PULLS] + [(True, 0.0)]:
