@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hashsolve.network import Layer as Layer
     from hashsolve.network import Network as Network
     from hashsolve.problem import Problem as Problem
+    from hashsolve.retrieval import InnerProductIndex as InnerProductIndex
     from hashsolve.solution import Solution as Solution
     from hashsolve.solution import Status as Status
     from hashsolve.solution import Sweep as Sweep
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Certificate": "certificate",
     "Geometry": "geometry",
+    "InnerProductIndex": "retrieval",
     "Layer": "network",
     "LayerResult": "layer_run",
     "Network": "network",

@@ -1,0 +1,128 @@
+"""An index in an HDF5 file: written whole or not at all, and not trusted when read."""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
+from hashsolve.retrieval.codec import Codec
+from hashsolve.retrieval.training import Candidate, Report
+
+if TYPE_CHECKING:
+    from hashsolve.retrieval.index import InnerProductIndex
+
+_KIND = "hashsolve index 1"
+_OPTIONS = ("metric", "bits", "rotation", "effort", "seed")
+_MAPS = ("mean", "query_mean", "decoder", "weight")
+_NUMBERS = ("start_scale", "pull", "unbiased", "moves", "seed")
+_ROWS = {"words": np.uint64, "scales": np.float32, "offsets": np.float32, "ids": np.int64}
+
+
+def save(index: InnerProductIndex, path: str | PathLike) -> None:
+    """Write an index."""
+    codec = index.codec
+    arrays = {f"codec/{name}": getattr(codec, name) for name in _MAPS}
+    arrays |= {name: getattr(index, f"_{name}") for name in (*_ROWS, "centre")}
+    numbers = {name: getattr(codec, name) for name in _NUMBERS}
+    options = {name: getattr(index, name) for name in _OPTIONS}
+    options |= {"shrinkage": index.shrinkage, "next": index._next, "codec": numbers}
+    about = json.dumps(options)
+    report = json.dumps(_as_json(index.report))
+    with write_h5(path) as file:
+        for name, values in arrays.items():
+            if values is not None:
+                check = values.size > 0  # there is nothing to check in an empty data set
+                file.create_dataset(name, data=values, fletcher32=check, chunks=check or None)
+        write_attributes(file, {"kind": _KIND, "options": about, "report": report})
+        write_attributes(file, {"sha256": digest(_KIND, about, report, arrays)})
+
+
+def load(cls: type[InnerProductIndex], path: str | PathLike) -> InnerProductIndex:
+    """Read an index; a ValueError names the file where it is none."""
+    with open_h5(path) as file:
+        if "kind" not in file.attrs or attribute(file, "kind") != _KIND:
+            raise ValueError(f"{path}: not an index that hashsolve saved")
+        texts = [attribute(file, name) for name in ("options", "report")]
+        names = [f"codec/{name}" for name in _MAPS] + [*_ROWS, "centre"]
+        arrays = {name: _read(file, name) for name in names}
+        if attribute(file, "sha256") != digest(_KIND, *texts, arrays):
+            raise ValueError(f"{path}: damaged: its contents do not match its SHA-256")
+    try:
+        options, report = (json.loads(text) for text in texts)
+        numbers, count = options.pop("codec"), options.pop("next")
+        index = cls(**options)
+        _fill(index, arrays, numbers, count)
+        index.report = _from_json(report)
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged: {error}; save it again") from error
+    return index
+
+
+def _read(file: h5py.File, name: str) -> np.ndarray | None:
+    node = file.get(name)
+    if node is None:
+        return None
+    if not isinstance(node, h5py.Dataset) or node.dtype.kind not in "fiu":
+        raise KeyError(f"{name} is not an array of numbers")
+    return node[()]
+
+
+def _fill(
+    index: InnerProductIndex, arrays: dict[str, Any], numbers: dict[str, Any], count: int
+) -> None:
+    """Check what belongs together; whoever wrote the file may have written anything."""
+    maps = {name: arrays[f"codec/{name}"] for name in _MAPS}
+    size, length = maps["decoder"].shape
+    rows = len(arrays["ids"])
+    wanted = {
+        "codec/mean": (size,),
+        "codec/query_mean": (size,),
+        "codec/decoder": (size, size * index.bits),
+        "codec/weight": (size, size),
+        "centre": (size,),
+        "words": (rows, -(-length // 64)),
+        "scales": (rows,),
+        "offsets": (rows,),
+        "ids": (rows,),
+    }
+    for name, shape in wanted.items():
+        values = arrays[name]
+        if values is None and name == "codec/weight":
+            continue
+        kind = _ROWS.get(name, np.float64)
+        if values is None or values.shape != shape or values.dtype != kind:
+            raise ValueError(f"{name}: must be {np.dtype(kind)} of shape {shape}")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"{name}: must be finite")
+    ids = arrays["ids"]
+    if rows and (ids.min() < 0 or ids.max() >= count or len(np.unique(ids)) < rows):
+        raise ValueError("ids: each may occur once, from 0 on")
+    spare = 64 * arrays["words"].shape[1] - length
+    if rows and spare and (arrays["words"][:, -1] >> np.uint64(64 - spare)).any():
+        raise ValueError("words: bits beyond the last")
+    if sorted(numbers) != sorted(_NUMBERS):
+        raise ValueError("codec: other numbers than it has")
+    index._codec = Codec(**maps, **numbers)
+    index._centre = arrays["centre"]
+    index._next = int(count)
+    for name in _ROWS:
+        setattr(index, f"_{name}", arrays[name])
+
+
+def _as_json(report: Report | None) -> Any:
+    if report is None:
+        return None
+    values = {**vars(report), "chosen": report.candidates.index(report.chosen)}
+    return {**values, "candidates": [list(vars(one).values()) for one in report.candidates]}
+
+
+def _from_json(values: Any) -> Report | None:
+    if values is None:
+        return None
+    candidates = tuple(Candidate(*one) for one in values["candidates"])
+    return Report(**{**values, "candidates": candidates, "chosen": candidates[values["chosen"]]})

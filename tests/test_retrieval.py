@@ -1,0 +1,515 @@
+"""Vector search: what it returns, keeps and refuses; its kernels against their twins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hashsolve as hs
+from hashsolve import reference_retrieval as twins
+from hashsolve.kernels import encode as encoding
+from hashsolve.kernels import scan as scanning
+from hashsolve.retrieval import index as index_module
+from hashsolve.retrieval import search as searching
+
+METRICS = ("ip", "cosine", "l2")
+seeds = st.integers(0, 2**32 - 1)
+
+
+def anisotropic(seed, count, size=24, shift=0.5):
+    """Vectors whose directions differ in variance by 100, about a mean that is not zero."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(np.random.default_rng(7).normal(size=(size, size)))[0]
+    return (rng.normal(size=(count, size)) * np.geomspace(0.1, 1, size)) @ turn + shift
+
+
+def fitted(metric="ip", bits=1, effort="fast", **options):
+    """An index that knows how to encode, empty."""
+    return hs.InnerProductIndex(metric, bits=bits, effort=effort, **options).fit(
+        anisotropic(0, 700), anisotropic(1, 300)
+    )
+
+
+@pytest.fixture(scope="module")
+def indexes():
+    """One for each metric and number of bits; tests that change one load a copy."""
+    return {(metric, bits): fitted(metric, bits) for metric in METRICS for bits in (1, 3)}
+
+
+@pytest.fixture
+def fresh(indexes, tmp_path):
+    """A copy, so that tests do not share contents."""
+
+    def copy(metric="ip", bits=1):
+        path = tmp_path / f"{metric}{bits}.h5"
+        indexes[metric, bits].save(path)
+        return hs.InnerProductIndex.load(path)
+
+    return copy
+
+
+def contents(index):
+    return index._words, index._scales, index._offsets, index._ids
+
+
+def equal(one, other):
+    for a, b in zip(contents(one), contents(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def recall(ids, truth):
+    return np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(ids, truth, strict=True)])
+
+
+# -- search against brute force -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("bits", [1, 3])
+def test_scores_are_those_of_the_reconstructed_vectors(fresh, metric, bits):
+    """q·w + offset for real queries, to within what cutting the query to 8 bits can change."""
+    index = fresh(metric, bits)
+    vectors, queries = anisotropic(2, 300), anisotropic(3, 20)
+    ids = index.add(vectors)
+    scores, found = index.search(queries, len(vectors))
+    if metric == "cosine":
+        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    again, offsets = index.reconstruct(ids), index.offsets(ids)
+    if metric == "l2":
+        centred, inner = queries - index._centre, again - index._centre
+        exact = (centred**2).sum(1, keepdims=True) - 2 * (centred @ inner.T + offsets)
+    else:
+        exact = queries @ again.T + offsets
+    shadows, _ = index.codec.transform(queries - index._centre)
+    unit = np.abs(shadows).max(axis=1, keepdims=True) / searching.LEVELS
+    bound = 0.5 * unit * index.codec.length * index._scales.max() * (2 if metric == "l2" else 1)
+    error = np.abs(np.take_along_axis(exact, found, 1) - scores)
+    assert (error <= bound + 1e-4).all()
+    assert error.max() < 0.25 * bound.max()  # roundings do not all point one way
+    order = np.diff(scores, axis=1)
+    assert (order >= 0).all() if metric == "l2" else (order <= 0).all()
+
+
+@settings(max_examples=25)
+@given(seeds, st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(1, 50))
+def test_scan_is_its_twin(seed, count, asked, width, k):
+    """To the last bit; few distinct scales, so that many scores are equal."""
+    rng = np.random.default_rng(seed)
+    length = 64 * width - int(rng.integers(0, 60))
+    codes = rng.choice(np.array([-1, 1], np.int8), (count, length))
+    codes[rng.integers(0, count)] = codes[0]
+    words = searching.pack_codes(codes)
+    np.testing.assert_array_equal(searching.unpack_codes(words, length), codes)
+    scales = rng.integers(0, 3, count).astype(np.float32)
+    offsets = rng.integers(-2, 2, count).astype(np.float32)
+    ids = rng.permutation(10 * count)[:count].astype(np.int64)
+    queries = rng.normal(size=(asked, length))
+    queries[0] = 0.0
+    cut = searching.cut(queries, width)
+    heaps = []
+    for run in (scanning.scan, twins.scan):
+        best = np.full((asked, k), -np.inf, np.float32)
+        best_ids = np.full((asked, k), searching.NONE, np.int64)
+        run(
+            words, scales, offsets, ids, cut.planes, cut.totals, cut.units, 7, best, best_ids
+        )  # fmt: skip
+        order = np.lexsort((best_ids, -best), axis=1)
+        heaps.append([np.take_along_axis(x, order, 1) for x in (best, best_ids)])
+    np.testing.assert_array_equal(heaps[0][0], heaps[1][0])
+    np.testing.assert_array_equal(heaps[0][1], heaps[1][1])
+    inner = cut.whole.astype(int) @ codes.T  # and both are what they say
+    scores = inner.astype(np.float32) * scales * cut.units[:, None] + offsets
+    top = np.sort(scores, axis=1)[:, ::-1][:, : min(k, count)]
+    np.testing.assert_array_equal(heaps[0][0][:, : min(k, count)], top)
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 3))
+def test_cut_queries_are_within_half_a_unit(seed, asked, width):
+    queries = np.random.default_rng(seed).normal(size=(asked, 64 * width - 5)) * 1e3
+    cut = searching.cut(queries, width)
+    units = cut.units[:, None].astype(float)
+    assert (np.abs(cut.whole * units - queries) <= 0.5001 * units).all()
+    np.testing.assert_array_equal(cut.totals, cut.whole.astype(int).sum(axis=1))
+
+
+@pytest.mark.parametrize("asked", [1, 3, 40])
+def test_any_number_of_threads_finds_the_same(fresh, monkeypatch, asked):
+    index = fresh()
+    index.add(np.repeat(anisotropic(2, 100), 3, axis=0))  # ties
+    queries = anisotropic(3, asked)
+    monkeypatch.setattr(searching, "_WORK", 0)
+    found = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(searching, "cores", lambda n=threads: n)
+        found.append(index.search(queries, 12))
+    for scores, ids in found[1:]:
+        np.testing.assert_array_equal(scores, found[0][0])
+        np.testing.assert_array_equal(ids, found[0][1])
+    one = [index.search(query, 12) for query in queries]  # and one query is as good as many
+    np.testing.assert_array_equal(np.stack([s for s, _ in one]), found[0][0])
+    np.testing.assert_array_equal(np.stack([i for _, i in one]), found[0][1])
+
+
+def test_equal_scores_come_by_id(fresh):
+    index = fresh()
+    vector = anisotropic(2, 1)
+    index.add(np.repeat(vector, 5, axis=0), ids=[9, 3, 7, 1, 5])
+    scores, ids = index.search(vector[0], 4)
+    assert ids.tolist() == [1, 3, 5, 7]
+    assert len(set(scores.tolist())) == 1
+
+
+# -- encoding -------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(seeds, st.integers(1, 12), st.integers(1, 5), st.sampled_from([0, 5, 30]))
+def test_encode_is_its_twin(seed, size, columns, moves):
+    """Whole numbers, so that both compute the same sums and decide the same bits."""
+    rng = np.random.default_rng(seed)
+    root = rng.integers(-2, 3, (size, size))
+    gram = (root.T @ root).astype(float)
+    gram[np.diag_indices(size)] += 1
+    cross = rng.integers(-3, 4, (columns, size)).astype(float)
+    found = []
+    for run in (encoding.encode, twins.encode):
+        codes, (p, q) = np.empty((columns, size), np.int8), np.empty((2, columns))
+        run(gram, cross, 0.25, 30, moves, size, 3, 5, codes, p, q)
+        found.append((codes, p, q))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-9)
+    used = found[0][1] > 0
+    np.testing.assert_allclose(found[0][2][used], found[1][2][used], rtol=1e-6)
+    assert (found[0][1] >= 0).all()
+
+
+@given(seeds, st.integers(1, 12))
+def test_greedy_is_its_twin(seed, size):
+    rng = np.random.default_rng(seed)
+    root = rng.integers(-2, 3, (size, size))
+    gram, cross = (root.T @ root).astype(float), rng.integers(-3, 4, size).astype(float)
+    found = []
+    for run in (encoding.greedy, twins.greedy):
+        codes, h = np.empty(size, np.int8), np.empty(size)
+        run(gram, cross, 0.5, codes, h)
+        found.append((codes, h))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("shrinkage", [1.0, 0.5])
+def test_codes_solve_the_hashing_problem(shrinkage):
+    """The core's certificate on Problem(DᵀΣD, DᵀΣx): scales closed-form, no flip helps."""
+    index = fitted(rotation="learned", shrinkage=shrinkage)
+    codec, vectors = index.codec, anisotropic(4, 30)
+    weight = np.eye(24) if codec.weight is None else codec.weight
+    assert (codec.weight is None) == (shrinkage == 1)
+    x = vectors - codec.mean
+    target = weight @ codec.decoder
+    problem = hs.Problem(
+        gram=codec.decoder.T @ target,
+        cross=target.T @ x.T,
+        energy=np.einsum("ij,jk,ik->i", x, weight, x),
+    )
+    codes, measures = codec.measure(vectors)
+    certificate = hs.verify(problem, codes.T, measures[:, 0], require="one_flip")
+    assert certificate.ok, str(certificate)
+    searched = fitted(rotation="learned", shrinkage=shrinkage, effort="default").codec
+    better, scales = searched.measure(vectors)
+    searched_loss = np.zeros(30)
+    for i, (b, a) in enumerate(zip(better, scales[:, 0], strict=True)):
+        r = x[i] - a * searched.decoder @ b
+        searched_loss[i] = r @ weight @ r
+    assert searched_loss.sum() < problem.loss(codes.T, measures[:, 0]).sum()
+
+
+def test_offsets_leave_no_error_for_the_expected_query(fresh):
+    """β = r·m: of q̄ + a x itself the estimate is exact."""
+    codec = fresh().codec
+    vectors = anisotropic(4, 20)
+    codes, scales, offsets = codec.encode(vectors)
+    x = vectors - codec.mean
+    r = vectors - codec.decode(codes, scales)
+    expected = codec.query_mean + codec.pull * x
+    np.testing.assert_allclose(offsets, (r * expected).sum(axis=1), atol=1e-12)
+
+
+def test_an_unbiased_scale_is_exact_along_the_vector():
+    """As in RaBitQ: x · αDb = x · x."""
+    from dataclasses import replace
+
+    codec = replace(fitted(rotation="random").codec, unbiased=True)
+    vectors = anisotropic(4, 20)
+    codes, scales, _ = codec.encode(vectors)
+    x = vectors - codec.mean
+    u = codec.decode(codes, scales) - codec.mean
+    np.testing.assert_allclose((x * u).sum(axis=1), (x * x).sum(axis=1))
+
+
+# -- what is found --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_learned_map_finds_more_and_more_bits_still_more(fresh, metric):
+    vectors, queries = anisotropic(2, 800), anisotropic(3, 100)
+    exact = {
+        "ip": queries @ vectors.T,
+        "cosine": queries @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T,
+        "l2": -((queries[:, None] - vectors) ** 2).sum(-1),
+    }[metric]
+    truth = np.argsort(-exact, axis=1)[:, :10]
+    plain = fitted(metric, rotation="random")
+    found = []
+    for index in (plain, fresh(metric), fresh(metric, 3)):
+        index.add(vectors)
+        found.append(recall(index.search(queries, 10)[1], truth))
+    assert found[0] + 0.05 < found[1] < found[2] - 0.1
+    scores, ids = index.search(queries, 10, vectors=vectors, candidates=200)
+    assert recall(ids, truth) > 0.999
+    wanted = np.take_along_axis(exact, ids, 1) * (-1 if metric == "l2" else 1)
+    if metric == "cosine":
+        wanted = wanted / np.linalg.norm(queries, axis=1, keepdims=True)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
+
+
+def test_dead_and_dependent_dimensions():
+    """Fewer vectors than would determine the map; its columns are of one size all the same."""
+    rng = np.random.default_rng(0)
+    root = np.zeros((4, 64))
+    root[:, :40] = rng.normal(size=(4, 40))
+    vectors = rng.normal(size=(300, 4)) @ root
+    index = hs.InnerProductIndex("l2", rotation="learned", effort="fast").fit(vectors)
+    norms = np.linalg.norm(index.codec.decoder, axis=0)
+    assert norms.max() < 30 * np.median(norms)
+    index.add(vectors)
+    truth = np.argsort(((vectors[:50, None] - vectors) ** 2).sum(-1), axis=1)[:, :10]
+    assert recall(index.search(vectors[:50], 10)[1], truth) > 0.8
+
+
+def test_nothing_to_learn_falls_back_and_says_so():
+    rng = np.random.default_rng(0)
+    index = hs.InnerProductIndex(effort="fast").fit(rng.normal(size=(2000, 24)))
+    chosen = index.report.chosen
+    assert (chosen.rotation, chosen.scale, chosen.pull) == ("random", "unbiased", 0)
+    assert "fell back" in str(index.report)
+    few = hs.InnerProductIndex(effort="fast").fit(rng.normal(size=(5, 24))).report
+    assert np.isnan(few.chosen.recall) and "nothing was compared" in few.note
+    assert (few.chosen.rotation, few.chosen.scale) == ("random", "unbiased")
+
+
+def test_the_report_says_what_was_held_out(indexes):
+    report = indexes["ip", 1].report
+    assert report.held_out_queries == 100 and report.queries == 200
+    assert report.held_out_vectors == 350 and report.vectors == 350
+    assert report.chosen.rotation == "learned"
+    assert report.chosen.recall == max(one.recall for one in report.candidates)
+
+
+# -- contents -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("bits", [1, 3])
+def test_adding_in_parts_is_adding_at_once(fresh, monkeypatch, metric, bits):
+    vectors = anisotropic(2, 300)
+    whole = fresh(metric, bits)
+    whole.add(vectors)
+    monkeypatch.setattr(index_module, "_BLOCK", 64)
+    parts = fresh(metric, bits)
+    for cut in (slice(0, 1), slice(1, 150), slice(150, 300)):
+        parts.add(vectors[cut])
+    equal(whole, parts)
+
+
+def test_the_order_of_adding_changes_no_answer(fresh):
+    vectors, queries = anisotropic(2, 200), anisotropic(3, 10)
+    order = np.random.default_rng(0).permutation(200)
+    one, other = fresh(), fresh()
+    one.add(vectors)
+    other.add(vectors[order], ids=order)
+    for a, b in zip(one.search(queries, 50), other.search(queries, 50), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_is_added_as_an_array_is(fresh, tmp_path):
+    vectors = anisotropic(2, 100).astype(np.float32)
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["vectors"] = vectors
+    one, other, seen = fresh(), fresh(), []
+    one.add(vectors)
+    other.add(f"{tmp_path}/v.h5:/vectors", progress=lambda *done: seen.append(done))
+    equal(one, other)
+    assert seen == [(100, 100)]
+    scores, ids = other.search(vectors[:3], 1, vectors=f"{tmp_path}/v.h5:/vectors")
+    assert len(ids) == 3 and np.isfinite(scores).all()
+
+
+def test_remove(fresh):
+    vectors, queries = anisotropic(2, 60), anisotropic(3, 5)
+    index, rest = fresh(), fresh()
+    index.add(vectors)
+    index.remove(np.arange(0, 60, 2))
+    rest.add(vectors[1::2], ids=np.arange(1, 60, 2))
+    equal(index, rest)
+    for a, b in zip(index.search(queries, 30), rest.search(queries, 30), strict=True):
+        np.testing.assert_array_equal(a, b)
+    index.remove(59)
+    for number in (60, 61):  # no id is given twice
+        assert index.add(vectors[:1]).tolist() == [number]
+    with pytest.raises(ValueError, match="59 is not in the index"):
+        index.remove([1, 59])
+    assert 1 in index.ids
+
+
+def test_zero_and_equal_vectors(fresh):
+    for metric in METRICS:
+        index = fresh(metric)
+        vectors = np.zeros((4, 24))
+        vectors[2:] = index.codec.mean + index._centre if metric != "cosine" else 1.0
+        index.add(vectors)
+        scores, ids = index.search(np.zeros(24), 4)
+        assert np.isfinite(scores).all() and sorted(ids) == [0, 1, 2, 3]
+        assert np.isfinite(index.reconstruct(ids)).all()
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+def test_save_and_load(indexes, tmp_path, bits):
+    index = indexes["l2", bits]
+    path = tmp_path / "index.h5"
+    index.save(path)
+    twin = hs.InnerProductIndex.load(path)
+    assert str(twin.report) == str(index.report) and repr(twin) == repr(index)
+    vectors = anisotropic(2, 50)
+    twin.add(vectors)  # encoded as the first would
+    twin.save(path)
+    again = hs.InnerProductIndex.load(path)
+    equal(twin, again)
+    codes, scales, _ = index.codec.encode(vectors - index._centre)
+    np.testing.assert_array_equal(again._words, searching.pack_codes(codes))
+    np.testing.assert_array_equal(again._scales, scales.astype(np.float32))
+    assert again.bytes_per_vector == again._words[0].nbytes + 8
+
+
+# -- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "l1"}, "metric: 'l1' is not one of"),
+        ({"bits": 5}, "bits: must be a whole number from 1 to 4"),
+        ({"shrinkage": 2.0}, "shrinkage: must be at most 1"),
+        ({"rotation": "learn"}, "did you mean 'learned'"),
+        ({"effort": "much"}, "effort"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        hs.InnerProductIndex(**options)
+
+
+def test_what_cannot_be_added_leaves_the_index_as_it_was(fresh, monkeypatch):
+    index = fresh()
+    index.add(anisotropic(2, 10))
+    before = [part.copy() for part in contents(index)]
+    monkeypatch.setattr(index_module, "_BLOCK", 4)
+    bad = anisotropic(3, 10)
+    bad[9, 3] = np.nan  # in the last block
+    huge = np.full((1, 24), 1e20)
+    for vectors, ids, message in [
+        (bad, None, "vectors: nan at"),
+        (huge, None, "values above"),
+        (np.ones((2, 5)), None, "5 dimensions; expected 24"),
+        (np.ones((2, 24)), [3, 11], "3 is taken"),
+        (np.ones((2, 24)), [11, 11], "11 is taken"),
+        (np.ones((2, 24)), [11], "1 of them for 2"),
+        (np.ones((2, 24)), [0.5, 1.5], "whole numbers"),
+        (np.ones((2, 24)), [-1, 11], "must be from 0"),
+        (np.empty((0, 24)), None, "empty"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            index.add(vectors, ids)
+    for a, b in zip(contents(index), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_queries_are_checked(fresh):
+    index = fresh()
+    with pytest.raises(ValueError, match="empty; add"):
+        index.search(np.ones(24))
+    index.add(anisotropic(2, 10))
+    assert index.search(np.ones(24), 99)[1].shape == (10,)
+    for query, options, message in [
+        (np.full(24, np.nan), {}, "queries: nan"),
+        (np.ones(3), {}, "expected 24"),
+        (np.ones(24), {"k": 0}, "k: must be a whole number >= 1"),
+        (np.ones(24), {"candidates": 5}, "needs vectors"),
+        (np.ones(24), {"vectors": np.ones((3, 24))}, "no row for id 9"),
+        (np.ones(24), {"vectors": np.ones((30, 3))}, "3 dimensions"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            index.search(query, **options)
+    for call in (lambda i: i.add(np.ones((2, 2))), lambda i: i.search(np.ones(2))):
+        with pytest.raises(ValueError, match="not fitted; call fit"):
+            call(hs.InnerProductIndex())
+    with pytest.raises(ValueError, match="queries: 3 dimensions, but vectors have 4"):
+        hs.InnerProductIndex().fit(np.ones((9, 4)), np.ones((9, 3)))
+
+
+def _shift(file):
+    file["scales"][3] += 1.0
+
+
+def _cut(file):
+    del file["offsets"]
+
+
+def _foreign(file):
+    file.attrs["kind"] = "song"
+
+
+@pytest.mark.parametrize("harm", [_shift, _cut, _foreign])
+def test_damaged_files_are_named(fresh, tmp_path, harm):
+    index, path = fresh(), tmp_path / "index.h5"
+    index.add(anisotropic(2, 10))
+    index.save(path)
+    with h5py.File(path, "r+") as file:
+        harm(file)
+    with pytest.raises(ValueError, match=r"index\.h5"):
+        hs.InnerProductIndex.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("_ids", np.zeros(10, np.int64), "each may occur once"),
+        ("_scales", np.full(10, np.nan, np.float32), "must be finite"),
+        ("_offsets", np.zeros(9, np.float32), "offsets: must be"),
+        ("_words", np.full((10, 1), 2**63, np.uint64), "bits beyond the last"),
+        ("bits", 2, "decoder: must be"),
+        ("metric", "l3", "metric"),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused(fresh, tmp_path, name, value, message):
+    """With a SHA-256 that is right: whoever writes the file writes that too."""
+    index, path = fresh(), tmp_path / "index.h5"
+    index.add(anisotropic(2, 10))
+    setattr(index, name, value)
+    index.save(path)
+    with pytest.raises(ValueError, match=message):
+        hs.InnerProductIndex.load(path)
+
+
+def test_import_stays_fast():
+    """`import hashsolve` loads neither this nor numba."""
+    code = (
+        "import sys, hashsolve; print('numba' in sys.modules, 'hashsolve.retrieval' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
