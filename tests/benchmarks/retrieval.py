@@ -305,6 +305,7 @@ def plot(results: tuple[str, ...], output: str) -> None:
     figure, axes = plt.subplots(
         len(results), 2, figsize=(9, 3.2 * len(results)), layout="constrained", squeeze=False
     )
+    colours: dict[str, str] = {}  # one a method, in all panels
     for (by_bytes, by_rate), path in zip(axes, results, strict=True):
         about, *lines = json.loads(Path(path).read_text())["results"]
         families: dict[str, list[dict[str, Any]]] = {}
@@ -314,20 +315,23 @@ def plot(results: tuple[str, ...], output: str) -> None:
             found.sort(key=lambda line: line["bytes"])
             recall = [line["found_10"] for line in found]
             style = "o-" if family.startswith("hashsolve") else "s--"
-            by_bytes.plot([line["bytes"] for line in found], recall, style, label=family, ms=4)
+            fresh = family not in colours
+            look = {"color": colours.setdefault(family, f"C{len(colours)}"), "ms": 4}
+            label = family if fresh else None
+            by_bytes.plot([line["bytes"] for line in found], recall, style, label=label, **look)
             rates = [line["million_pairs_per_core_second"] for line in found]
-            by_rate.plot(rates, recall, style[0], label=family, ms=4)
+            by_rate.plot(rates, recall, style[0], **look)
         by_bytes.set(xlabel="bytes a vector", ylabel="recall@10", title=about["data"])
         by_rate.set(xscale="log", xlabel="million pairs a second and core", title=about["data"])
         for one in (by_bytes, by_rate):
             one.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=6)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=7)
     figure.savefig(output)
 
 
 def _family(method: str) -> str:
     name, *rest = method.split(", ")
-    if rest[-1:] in (["random rotation"], ["default"], ["real queries"]):
+    if rest[-1:] in (["random rotation"], ["real queries"]):
         name += f", {rest[-1]}"
     return name.rstrip("0123456789x") if "PQ" in name else name
 
