@@ -98,7 +98,7 @@ errors = [solutions[method].relative_error for method in METHODS]
 bars = left.bar(METHODS, errors, color="#2b7bd9")
 left.bar_label(bars, fmt="%.3f")
 left.axhline(bound.sum() / problem.energy.sum(), color="#d98c2b", label="proven lower bound")
-left.set(ylabel="relative error Σloss / Σenergy", yscale="log")
+left.set(ylabel="relative error Σloss / Σenergy", yscale="log", ylim=(2e-3, 0.5))
 left.tick_params("x", rotation=30)
 left.legend()
 order = np.argsort(bound / problem.energy)
