@@ -71,7 +71,8 @@ print(runs["auto"].report)
 write_page(folder / "report.html", folder / "auto", against=None)
 page = (folder / "report.html").read_text()
 print(f"report.html: {len(page) / 1e3:.0f} kB")
-display(HTML(f'<iframe srcdoc="{html.escape(page)}" width="100%" height="600"></iframe>'))
+frame = f'<iframe srcdoc="{html.escape(page)}" width="100%" height="600"></iframe>'
+display(HTML(f"<div>{frame}</div>"))
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
