@@ -175,3 +175,15 @@ def test_averaged_batches_are_caught():
 def test_unknown_law():
     with pytest.raises(ValueError, match=r"did you mean 'one_flip'"):
         check_solver(descend, ("oneflip",))
+
+
+def test_one_breach_at_a_time():
+    """A solver that breaks a law in two ways gets one LawBroken, not a group of exceptions."""
+
+    def solver(problem):
+        codes = np.where(problem.weights < 0, -1, 1)
+        best = problem.best_scales(codes)
+        return codes, best + 1 if problem.inputs % 2 else best - 1e6
+
+    with pytest.raises(LawBroken, match="best_scale"):
+        check_solver(solver, ["best_scale"], free_scale_only=True)
