@@ -6,7 +6,6 @@ The format is described in `hashsolve.packed_checkpoint`, which also reads it wi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -29,7 +28,7 @@ from hashsolve.packed_checkpoint import (
     read_layout,
 )
 from hashsolve.packing import pack, unpack
-from torch_glue.filters import as_rows, from_rows, transposed_groups
+from torch_glue.filters import as_rows, from_rows, group_length, transposed_groups
 from torch_glue.parametrize import attached, binary_weight
 
 
@@ -224,11 +223,7 @@ def _packed(value: Tensor, groups: int) -> tuple[Tensor, Tensor] | None:
     if value.dim() < 2 or not value.is_floating_point() or not value.numel():
         return None
     rows = as_rows(value.cpu(), groups)
-    size = rows.abs()
-    # where any row's magnitude changes; NaN always does, so that it is never packed
-    change = (size[:, 1:] != size[:, :-1]).any(0).nonzero()[:, 0] + 1
-    length = math.gcd(rows.shape[1], *change.tolist())
-    scales = size[:, ::length].contiguous()
+    scales = rows.abs()[:, :: group_length(rows)].contiguous()  # NaN is never packed
     codes = torch.where(rows.signbit(), -1, 1).to(torch.int8).numpy()
     bits = torch.from_numpy(pack(codes.T))
     after = bits.numel() + scales.numel() * scales.element_size()
