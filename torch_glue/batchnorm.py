@@ -48,10 +48,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     >>> norm.running_mean, norm.running_var
     (tensor([2.]), tensor([2.]))
     """
-    kind = nn.modules.batchnorm._BatchNorm
-    norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
-    if not norms:
-        raise ValueError("the model has no BatchNorm with running statistics")
+    norms = running_norms(model)
     seen: dict[nn.Module, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in norms}
 
     def observe(norm: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -88,6 +85,15 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
             norm.running_var.copy_(spread / (rows.sum() - 1))
             norm.num_batches_tracked.fill_(len(parts))
     return len(reached)
+
+
+def running_norms(model: nn.Module) -> list[nn.Module]:
+    """Every BatchNorm with running statistics; ValueError where there is none."""
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
+    if not norms:
+        raise ValueError("the model has no BatchNorm with running statistics to recalibrate")
+    return norms
 
 
 def absorb_scales(

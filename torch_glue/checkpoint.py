@@ -6,7 +6,6 @@ The format is described in `hashsolve.packed_checkpoint`, which also reads it wi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -29,8 +28,9 @@ from hashsolve.packed_checkpoint import (
     read_layout,
 )
 from hashsolve.packing import pack, unpack
-from torch_glue.filters import as_rows, from_rows, transposed_groups
-from torch_glue.parametrize import attached, binary_weight
+from torch_glue.filters import as_rows, from_rows, group_length, transposed_groups
+from torch_glue.parametrize import attachable, attached, binary_weight
+from torch_glue.paths import check_target
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class PackedSizes:
 
 
 def save_packed(
-    model: nn.Module, path: str | PathLike, *, layers: Iterable[str] = ()
+    model: nn.Module, path: str | PathLike, *, layers: str | Iterable[str] = ()
 ) -> PackedSizes:
     """Write a model's state: one bit a binarised weight, its scales, all else as it is.
 
@@ -84,8 +84,8 @@ def save_packed(
     ----------
     model : torch.nn.Module
     path : path
-        The file appears whole or not at all.
-    layers : iterable of str, optional
+        The file appears whole or not at all; one model gives the same bytes each time.
+    layers : str or iterable of str, optional
         Names of layers whose weight must be binary.
 
     Returns
@@ -95,7 +95,8 @@ def save_packed(
     Raises
     ------
     ValueError
-        Where one of ``layers`` is not binary or not there, or the state holds what is no tensor.
+        Where one of ``layers`` is not binary or not there, the state holds what is no tensor, or
+        the path's folder is not there.
 
     Examples
     --------
@@ -112,6 +113,8 @@ def save_packed(
     >>> round(sizes.binarized_ratio, 1), torch.equal(model[0].weight, other[0].weight)
     (30.3, True)
     """
+    check_target(path, "path")
+    layers = [layers] if isinstance(layers, str) else layers
     state = _plain_state(model)
     transposed = {
         f"{name}.weight".lstrip("."): transposed_groups(module)
@@ -152,6 +155,7 @@ def save_packed(
     metadata |= {"layers": json.dumps(packed), "aliases": json.dumps(aliases)}
     with atomic(path) as part:
         save_file(tensors, part, metadata)
+        _sort_metadata(part)
     return PackedSizes(list(packed), before, after, total, Path(path).stat().st_size)
 
 
@@ -167,12 +171,14 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
     Returns
     -------
     list of str
-        The layers whose weights are binary: what `attach` takes to train them further.
+        The layers whose weights are binary and which `attach` takes, to train them further: not
+        the projections of attentions, embeddings, nor tied weights. The model itself is "".
 
     Raises
     ------
     ValueError
-        Where the file is missing, damaged, or of another model; that is then as it was.
+        Where the file is missing, damaged, or of another model, or where it has two values for
+        what is one tensor in the model; the model is then as it was.
     """
     if attached(model):
         raise ValueError("the model has attached layers: detach(model) first")
@@ -196,8 +202,50 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
                 f"{path}: {name} is {value.dtype}, the model's {wanted.dtype}: bring the model to "
                 f"that type first, by model.to({value.dtype})"
             )
+    _check_tied(path, own, state)
     model.load_state_dict(state)
-    return [name.removesuffix(".weight") for name in layout.packed]
+    return [name for name in map(_module_of, layout.packed) if _is_attachable(model, name)]
+
+
+def _check_tied(path: str | PathLike, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """What is one tensor in the model must be one in the file, bit for bit."""
+    owners: dict[tuple, str] = {}
+    for name, value in own.items():
+        owner = owners.setdefault(_place(value), name) if value.numel() else name
+        bits = (state[key].contiguous().reshape(-1).view(torch.uint8) for key in (owner, name))
+        if owner != name and not torch.equal(*bits):
+            raise ValueError(
+                f"{path}: {owner} and {name} differ, but are one tensor in this model: give each "
+                "its own before loading"
+            )
+
+
+def _module_of(weight: str) -> str | None:
+    """The name of the module whose ``weight`` this is."""
+    name, _, last = weight.rpartition(".")
+    return name if last == "weight" else None
+
+
+def _is_attachable(model: nn.Module, name: str | None) -> bool:
+    if name is None:
+        return False
+    try:
+        return bool(attachable(model, [name]))
+    except ValueError:
+        return False
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put safetensors' metadata, which it writes in random order, into one order."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > size:
+            raise RuntimeError(f"{path}: its header cannot be written anew in {size} bytes")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -224,11 +272,7 @@ def _packed(value: Tensor, groups: int) -> tuple[Tensor, Tensor] | None:
     if value.dim() < 2 or not value.is_floating_point() or not value.numel():
         return None
     rows = as_rows(value.cpu(), groups)
-    size = rows.abs()
-    # where any row's magnitude changes; NaN always does, so that it is never packed
-    change = (size[:, 1:] != size[:, :-1]).any(0).nonzero()[:, 0] + 1
-    length = math.gcd(rows.shape[1], *change.tolist())
-    scales = size[:, ::length].contiguous()
+    scales = rows.abs()[:, :: group_length(rows)].contiguous()  # NaN is never packed
     codes = torch.where(rows.signbit(), -1, 1).to(torch.int8).numpy()
     bits = torch.from_numpy(pack(codes.T))
     after = bits.numel() + scales.numel() * scales.element_size()

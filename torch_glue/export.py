@@ -13,6 +13,7 @@ from torch import nn
 from hashsolve.files import atomic
 from torch_glue.parametrize import detach
 from torch_glue.passes import evaluating
+from torch_glue.paths import check_target
 
 
 def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options: Any) -> None:
@@ -34,10 +35,11 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
     Raises
     ------
     ValueError
-        As `detach`.
+        As `detach`, and where the path's folder is not there.
     ImportError
         Without ``pip install 'hashsolve[onnx]'``.
     """
+    check_target(path, "path")
     args = example if isinstance(example, tuple) else (example,)
     model = copy.deepcopy(model)
     detach(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -49,3 +51,17 @@ def binary_scales(rows: Tensor) -> Tensor | None:
     scales = magnitude[:, 0].clone()
     same = (magnitude == scales[:, None]).all() and scales.isfinite().all()  # NaN is never equal
     return scales if same else None
+
+
+def group_length(rows: Tensor) -> int:
+    """The most consecutive inputs over which the magnitude of no row (T, S) changes.
+
+    That is S where each row is exactly ±α, and mostly 1 where they are not binary: NaN is never
+    the same.
+
+    >>> group_length(torch.tensor([[2.0, -2.0, 1.0, 1.0], [3.0, 3.0, -3.0, 3.0]]))
+    2
+    """
+    size = rows.detach().abs()
+    change = (size[:, 1:] != size[:, :-1]).any(0).nonzero()[:, 0] + 1
+    return math.gcd(rows.shape[1], *change.tolist())

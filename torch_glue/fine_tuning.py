@@ -15,11 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import torch_glue.network  # noqa: F401  registers how tensors are digested
 from hashsolve import checks
 from hashsolve.files import atomic, digest
-from torch_glue.batchnorm import recalibrate_batchnorm
+from torch_glue.batchnorm import recalibrate_batchnorm, running_norms
 from torch_glue.parametrize import attached, binary_of
-from torch_glue.passes import evaluating, random_state_kept, run_batch, run_model, to_device
+from torch_glue.passes import (
+    batches_of,
+    evaluating,
+    random_state_kept,
+    run_batch,
+    run_model,
+    to_device,
+)
+from torch_glue.paths import check_target
 from torch_glue.training import (
     cross_entropy,
     distance,
@@ -32,7 +41,7 @@ from torch_glue.training import (
 )
 
 PROBE = 8  # batches that judge the network where no evaluation is given
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,8 @@ def finetune(
     recalibrate : tensor or batches, optional
         Re-estimate BatchNorm from these after each epoch; kept where the score is then better.
         Running statistics lag behind weights whose signs change at each step, by several per cent
-        of accuracy while steps are large; training itself does not use them.
+        of accuracy while steps are large; training itself does not use them. It is gone through
+        once an epoch, so that an iterator will not do.
     shares : sequence of float
         Of filters binarised while training, in stages of equal length: (0.5, 0.75, 0.875, 1) is
         SQ-BWN's schedule within the same budget.
@@ -150,10 +160,13 @@ def finetune(
         the first is the score. It is called in eval mode, without gradients. By default minus
         the loss over the first 8 batches.
     keep : {"best", "last"}
-        Leave the network in the best state seen, the first included, or in the last.
+        Leave the network in the best state seen, the first included, or in the last. The best is
+        left after an error and Ctrl-C too.
     checkpoint : path, optional
         Written whole after each epoch; where it is there, training goes on from it, to the same
-        bits as if never stopped (as far as the machine's kernels repeat themselves).
+        bits as if never stopped (as far as the machine's kernels repeat themselves). Call it as
+        before, with the model built as before, or with the best state, which it was left in. The
+        data, and what ``loss`` and ``evaluate`` compute, are not compared.
     seed : int
     progress : callable, optional
         Called with (epoch, step, steps, training loss) after each step.
@@ -171,7 +184,7 @@ def finetune(
     ------
     ValueError
         For settings that cannot be used, a model that has no attached layer, a checkpoint of
-        other settings or damaged.
+        other settings, of another start, or damaged.
     FloatingPointError
         Where the loss is no longer finite.
 
@@ -205,6 +218,16 @@ def finetune(
         raise ValueError(
             "loader: this iterator can be gone through only once, but each epoch needs a pass"
         )
+    if recalibrate is not None:
+        running_norms(model)
+        if isinstance(recalibrate, Iterator):
+            raise ValueError(
+                "recalibrate: this iterator can be gone through only once, but each epoch needs a "
+                "pass: give a list"
+            )
+        batches_of(recalibrate)
+    if checkpoint is not None:
+        check_target(checkpoint, "checkpoint")
     with random_state_kept():
         probe = PROBE if evaluate is None else 0
         first = list(itertools.islice(seeded_batches(loader, seed, 0), probe))
@@ -264,17 +287,21 @@ def finetune(
             raise ValueError(f"loader: {count} batches in epoch {epoch}, {per_epoch} at first")
         return total / per_epoch
 
+    given = [option is not None for option in (teacher, loss, evaluate, recalibrate)]
     settings = digest(
         [epochs, per_epoch, *rates.values(), weight_decay, warmup, distillation, temperature]
-        + [str(freeze_batchnorm), shares, keep, seed, str(teacher is not None)]
+        + [freeze_batchnorm, shares, keep, seed, given, _kind(stepper)]
         + [[name, str(p.shape)] for name, p in model.named_parameters()]
+        + [None if teacher is None else _state_digest(teacher.state_dict())]
     )
+    start = _state_digest(model.state_dict())
     modes = [(module, module.training) for module in model.modules()]
-    state = _load(checkpoint, settings)
+    state = _load(checkpoint, settings, start)
     try:
         if state is None:
             score, measures = judge()
-            state = {"format": FORMAT, "settings": settings, "epoch": 0, "seconds": 0.0}
+            state = {"format": FORMAT, "settings": settings, "start": start}
+            state |= {"epoch": 0, "seconds": 0.0}
             state |= {"began": score, "measures": measures, "score": score, "left": "start"}
             state["history"] = []
             if keep == "best":
@@ -310,6 +337,10 @@ def finetune(
                 )
         if keep == "best":
             model.load_state_dict(state["best"])
+    except BaseException:  # Ctrl-C too
+        if state is not None and "best" in state:
+            model.load_state_dict(state["best"])
+        raise
     finally:
         set_share(model, 1.0)
         for module, mode in modes:
@@ -326,23 +357,41 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
+def _state_digest(state: dict[str, Any]) -> str:
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return digest({name: value.detach().contiguous() for name, value in tensors.items()})
+
+
+def _kind(stepper: torch.optim.Optimizer) -> list[Any]:
+    """An optimiser's class and all its settings, however it was made."""
+    groups = stepper.state_dict()["param_groups"]
+    settings = [[[key, repr(value)] for key, value in sorted(group.items())] for group in groups]
+    return [type(stepper).__qualname__, settings]
+
+
 def _save(path: str | PathLike, state: dict[str, Any]) -> None:
     with atomic(path) as part:
         torch.save(state, part)
 
 
-def _load(path: str | PathLike | None, settings: str) -> dict[str, Any] | None:
-    """A checkpoint of these settings, if there is one."""
+def _load(path: str | PathLike | None, settings: str, start: str) -> dict[str, Any] | None:
+    """A checkpoint of these settings and this start, if there is one."""
     if path is None or not Path(path).exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["format"], state["settings"]
+        found, began = (state["format"], state["settings"]), state.get("start")
     except Exception as error:  # a damaged file raises nearly anything
         raise ValueError(f"{path}: damaged, or not a checkpoint; remove it ({error})") from error
     if found != (FORMAT, settings):
         raise ValueError(
             f"{path}: a checkpoint of other settings or another model; name another file, or "
             "remove it"
+        )
+    # the best is what an interrupted call left in the model
+    if start != began and ("best" not in state or start != _state_digest(state["best"])):
+        raise ValueError(
+            f"{path}: a checkpoint of a model with other weights at the start; build the model as "
+            "it was then, name another file, or remove it"
         )
     return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,19 @@ from torch.nn.utils import parametrize
 
 import hashsolve
 from hashsolve import checks
+from hashsolve.files import open_h5
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
 from hashsolve.runfolder import RunFolder
-from torch_glue.filters import LAYERS, as_rows, binary_scales, from_rows, transposed_groups
+from torch_glue.filters import (
+    LAYERS,
+    as_rows,
+    binary_scales,
+    from_rows,
+    group_length,
+    transposed_groups,
+)
+from torch_glue.places import PROJECTIONS
 
 SCALES = ("trained", "fixed", "mean", "none")
 
@@ -167,7 +177,9 @@ def attach(
     layers : Run, or names
         A run of `binarize` gives layers, codes, scales, and |W| from its folder. Else dotted names
         of layers: codes are then the signs of the weights they hold, scales their magnitude where
-        each filter is exactly ±α, else mean |W| (BWN).
+        each filter, or each group of its consecutive inputs, is exactly ±α, else mean |W| (BWN).
+        The projections q_proj, k_proj and v_proj of `nn.MultiheadAttention` are no modules, and
+        cannot be attached: skip them when binarising, or attach the other layers by name.
     scales : {"trained", "fixed", "mean", "none"}
         Trained as parameters; fixed (better where BatchNorm follows: in training that divides
         scales out again, and Adam would let them drift by rounding); mean |latent| at all times
@@ -186,8 +198,9 @@ def attach(
     Raises
     ------
     ValueError
-        For a layer that is not there, is attached already, shares its weight, has another shape
-        or no finite weight; the model is then as before.
+        For a layer that is not there, is attached already, shares its weight, is a projection of
+        an attention, has another shape or no finite weight, or a run's folder that is damaged; the
+        model is then as before.
 
     Examples
     --------
@@ -208,10 +221,15 @@ def attach(
     if clip is not None and not 0 < clip < math.inf:
         raise ValueError(f"clip: must be a positive number or None, got {clip!r}")
     run = layers if isinstance(layers, hashsolve.Run) else None
+    if isinstance(layers, PathLike):
+        raise ValueError(
+            f"layers: {layers} is a path; give the run itself, which binarize returns also where "
+            "its folder is complete, or names of layers"
+        )
     names = [layers] if isinstance(layers, str) else layers
     names = [result.name for result in run.layers] if run else list(names)
     known = _full_precision(magnitudes)
-    modules = _modules(model, names)
+    modules = attachable(model, names)
     starts = []
     for index, (name, module) in enumerate(modules.items()):
         groups = transposed_groups(module)
@@ -219,11 +237,15 @@ def attach(
         if run:
             result = run.layers[index]
             codes, alpha = _of_run(result, weight, groups)
-            full = known.get(name) if known else _magnitudes_of(run, result, weight, groups)
+            full = None if known else _magnitudes_of(run, result, weight, groups)
         else:
-            rows = as_rows(weight, groups)
-            codes, alpha = torch.where(rows >= 0, 1, -1).to(rows.dtype), _scales_of(rows, 1)
-            full = known.get(name, weight) if known else weight
+            rows, full = as_rows(weight, groups), weight
+            length = group_length(rows)
+            # a weight whose magnitude changes at every input is not binary
+            count = 1 if length == 1 else rows.shape[1] // length
+            codes, alpha = torch.where(rows >= 0, 1, -1).to(rows.dtype), _scales_of(rows, count)
+        if known:
+            full = known.get(f"{name}.weight".lstrip("."))
         if full is None or full.shape != weight.shape or not full.isfinite().all():
             raise ValueError(
                 f"magnitudes: the weight of {name} must be finite and of shape "
@@ -331,8 +353,8 @@ def binary_weight(module: nn.Module) -> Tensor:
         binary.training = training
 
 
-def _full_precision(given: nn.Module | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Weights by the names of their layers."""
+def _full_precision(given: nn.Module | Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    """A state dict, which is empty where nothing is given."""
     if given is None:
         return {}
     state = given.state_dict() if isinstance(given, nn.Module) else given
@@ -340,16 +362,21 @@ def _full_precision(given: nn.Module | Mapping[str, Tensor] | None) -> dict[str,
         raise ValueError(
             f"magnitudes: expected a module or a state dict, got {type(given).__name__}"
         )
-    return {key.removesuffix(".weight"): value for key, value in state.items()}
+    if not state:
+        raise ValueError("magnitudes: it holds no tensors")
+    return state
 
 
-def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
+def attachable(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
     """The layers of these names, as long as all can be attached."""
     known = dict(model.named_modules())
-    owners: dict[int, str] = {}
-    for name, module in known.items():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), name)
+    inside = [name for name in names if _is_projection(name, known)]
+    if inside:
+        raise ValueError(
+            f"layers: {', '.join(inside)}: parts of an attention's packed weight, which cannot be "
+            'attached: binarise with skip=("*.q_proj", "*.k_proj", "*.v_proj"), or attach the '
+            "other layers by name and keep in_proj_weight as it is (requires_grad_(False))"
+        )
     found: dict[str, nn.Module] = {}
     for name in names:
         if name not in known:
@@ -370,9 +397,19 @@ def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
             if it is not module and any(p is weight for p in it.parameters(recurse=False))
         ]
         if sharing:
-            raise ValueError(f"{name}: shares its weight with {sharing[0]}: give each its own")
+            raise ValueError(
+                f"{name}: shares its weight with {sharing[0]}: tied weights can be binarised and "
+                "packed, but not attached: give each its own, or leave them out by attaching the "
+                "other layers by name"
+            )
         found[name] = module
     return found
+
+
+def _is_projection(name: str, known: Mapping[str, nn.Module]) -> bool:
+    """Whether it is the name of what `nn.MultiheadAttention` computes without a module."""
+    parent, _, last = name.rpartition(".")
+    return last in PROJECTIONS and isinstance(known.get(parent), nn.MultiheadAttention)
 
 
 def _scales_of(rows: Tensor, groups: int) -> Tensor:
@@ -402,16 +439,22 @@ def _magnitudes_of(run: hashsolve.Run, result: Any, weight: Tensor, groups: int)
     path = RunFolder(run.run_dir).problem_path(result.name)
     parts = result.layer.geometry.groups
     columns = np.array_split(combine(result.solution.codes, result.solution.scales), parts, 1)
-    for part in range(parts):
-        try:
-            columns[part] = Problem.load(path, "/" if parts == 1 else f"group{part}").weights
-        except ValueError as error:
-            if not path.is_file():
-                raise ValueError(
-                    f"{result.name}: |W| is not to be had from the run's folder ({error}); give "
-                    "the full-precision network as magnitudes"
-                ) from error
+    try:
+        with open_h5(path) as file:
+            stored = set(file)
+        for part, column in enumerate(columns):
+            group = "/" if parts == 1 else f"group{part}"
+            if stored if parts == 1 else group in stored:
+                weights = Problem.load(path, group).weights
+                if np.shape(weights) != column.shape:
+                    raise ValueError(f"{path}: it holds weights of shape {np.shape(weights)}")
+                columns[part] = weights
             # a group without data has no problem: its weights are sign(W) mean |W|
+    except ValueError as error:
+        raise ValueError(
+            f"{result.name}: |W| is not to be had from the run's folder ({error}); give the "
+            "full-precision network as magnitudes"
+        ) from error
     rows = torch.from_numpy(np.concatenate(columns, axis=1).T.copy()).abs()
     return from_rows(_turned(rows, weight, groups), weight.shape, groups)
 

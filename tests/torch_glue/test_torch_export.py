@@ -28,6 +28,8 @@ def test_onnxruntime_agrees(tmp_path, absorbed):
         torch_glue.detach(model)
         torch_glue.absorb_scales(model)
     before = record(model)
+    with pytest.raises(ValueError, match="is not there"):
+        torch_glue.export_onnx(model, tmp_path / "none" / "model.onnx", small_images(2))
     torch_glue.export_onnx(model, tmp_path / "model.onnx", small_images(2))
     assert record(model) == before and model.training
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

@@ -2,6 +2,7 @@
 """finetune: it learns, keeps the best, says when it is worse, and resumes to the same bits."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -149,12 +150,67 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
     refused("other settings", lr=2e-3)
     refused("other settings", lr=1e-3, epochs=2)
     refused("other settings", make_model(scales="fixed"), lr=1e-3)
+    for options in (
+        {"optimizer": functools.partial(torch.optim.Adam, betas=(0.8, 0.9))},
+        {"optimizer": torch.optim.SGD},
+        {"loss": lambda outputs, batch: outputs.square().mean()},
+        {"evaluate": accuracy},
+        {"recalibrate": make_loader().dataset.tensors[0]},
+        {"teacher": nn.Linear(6, 2)},
+        {"keep": "last"},
+    ):
+        refused("other settings", lr=1e-3, **options)
+    for tensor in ("4.weight", "1.running_mean", "0.parametrizations.weight.0.scales"):
+        other = make_model()
+        other.state_dict()[tensor].view(-1)[0] += 0.5
+        refused("other weights at the start", other, lr=1e-3)
     path.write_bytes(path.read_bytes()[:500])
     refused("damaged")
     torch.save({"settings": print}, path)  # it would have to be unpickled
     refused("damaged")
     torch.save([1, 2], path)
     refused("damaged")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Stop])
+def test_an_interrupted_call_leaves_the_best_and_may_be_repeated_at_once(tmp_path, error):
+    options = {"epochs": 3, "lr": 0.02, "other_lr": 0.02, "evaluate": accuracy}
+    whole, model = make_model(), make_model()
+    wanted = torch_glue.finetune(whole, make_loader(), **options)
+    best = {}
+
+    def progress(epoch, step, steps, loss):
+        if (epoch, step) == (2, 4):
+            best.update(torch.load(tmp_path / "c", weights_only=True)["best"])
+            raise error
+
+    options["checkpoint"] = tmp_path / "c"
+    with pytest.raises(error):
+        torch_glue.finetune(model, make_loader(), progress=progress, **options)
+    assert bits(model) == {name: content(value) for name, value in best.items()}
+    result = torch_glue.finetune(model, make_loader(), **options)
+    assert bits(model) == bits(whole) and result.ended == wanted.ended
+    assert len(result.epochs) == 3
+
+
+def test_what_fails_after_the_first_epoch_is_refused_before_it(tmp_path):
+    inputs = make_loader().dataset.tensors[0]
+
+    def refused(match, model, **options):
+        before, steps = bits(model), []
+        with pytest.raises(ValueError, match=match):
+            torch_glue.finetune(
+                model, make_loader(), progress=lambda *args: steps.append(args), **options
+            )
+        assert not steps and bits(model) == before
+
+    refused("only once", make_model(), recalibrate=iter([inputs]))
+    refused("along the first axis", make_model(), recalibrate=inputs[:0])
+    plain = nn.Sequential(nn.Linear(6, 2))
+    torch_glue.attach(plain, ["0"])
+    refused("no BatchNorm", plain, recalibrate=inputs)
+    refused("is not there", make_model(), checkpoint=tmp_path / "none" / "c")
+    refused("is a folder", make_model(), checkpoint=tmp_path)
 
 
 def test_it_never_ends_worse_without_saying_so():

@@ -4,6 +4,7 @@
 import copy
 import io
 
+import h5py
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from torch_support import content, mlp, record, small_images, small_net
 
 import torch_glue
 from hashsolve.instance import signs
+from hashsolve.runfolder import RunFolder
 from torch_glue.parametrize import SCALES, BinaryWeight, binary_of
 
 
@@ -361,6 +363,9 @@ def test_settings_and_layers_that_cannot_be_used(binarized, tmp_path):
     refused("clip", run, clip=0)
     refused("no module 'conv9'", ["0", "conv9"])
     refused("named twice", ["0", "0"])
+    refused("is a path; give the run itself", run.run_dir)
+    refused("magnitudes: the weight of 2", ["0", "2"], magnitudes={"0.weight": full[0].weight})
+    refused("magnitudes: it holds no tensors", run, magnitudes={})
     refused("1 is a ReLU", ["0", "1"])
     refused("codes of shape", run, made=nn.Sequential(*small_net()[:2], nn.Conv2d(4, 7, 3)))
     refused("magnitudes: expected", run, magnitudes=[1])
@@ -368,7 +373,7 @@ def test_settings_and_layers_that_cannot_be_used(binarized, tmp_path):
     tied = mlp()
     tied[2] = nn.Linear(4, 3)
     tied[2].weight = tied[0].weight
-    refused("0: shares its weight with 2", ["0"], made=tied)
+    refused("0: shares its weight with 2: tied .* packed, but not attached", ["0"], made=tied)
     broken = mlp()
     broken[0].weight.data[0, 0] = torch.nan
     refused("not finite", ["0"], made=broken)
@@ -389,3 +394,106 @@ def test_what_is_not_binary_is_not_detached(binarized):
     with pytest.raises(ValueError, match="2: its weight is not exactly ±α"):
         torch_glue.detach(attached)
     assert binary_of(attached[0]) is not None
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_damaged_folder_is_refused_not_guessed(tmp_path, groups):
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=groups), nn.Flatten(), nn.Linear(6, 2))
+    run = torch_glue.binarize(model, torch.randn(40, 4, 3, 3), tmp_path, skip=["2"], method="dcc")
+    path = RunFolder(run.run_dir).problem_path("0")
+    whole, before = path.read_bytes(), record(model)["tensors"]
+    with h5py.File(path) as file:
+        node = file["weights" if groups == 1 else "group1/weights"]
+        start = node.id.get_chunk_info(0).byte_offset if node.chunks else node.id.get_offset()
+    flipped = bytearray(whole)
+    flipped[start + 5] ^= 255  # one byte of one weight
+    for damaged in (whole[: len(whole) // 2], b"", bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"^0: \|W\| .*{path.name}.* magnitudes"):
+            torch_glue.attach(model, run)
+        assert record(model)["tensors"] == before
+    path.write_bytes(whole)
+    assert torch_glue.attach(model, run) == ["0"]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(64, 8), nn.Conv1d(16, 8, 4), nn.Linear(6, 2)])
+def test_scales_of_groups_are_found_by_names(layer):
+    torch.manual_seed(0)
+    model, other = nn.Sequential(copy.deepcopy(layer)), nn.Sequential(copy.deepcopy(layer))
+    shape, count = layer.weight.shape, layer.weight[0].numel()
+    for length in (count, count // 2):
+        alpha = torch.rand(shape[0], count // length).repeat_interleave(length, 1)
+        model[0].weight.data = layer.weight.data.sign() * alpha.reshape(shape)
+        before = model[0].weight.detach().clone()
+        torch_glue.attach(model, ["0"])
+        assert torch.equal(model[0].weight, before)
+        assert binary_of(model[0]).scales.shape == (shape[0], count // length)
+        torch_glue.detach(model)
+        assert torch.equal(model[0].weight, before)
+    torch_glue.attach(other, ["0"])  # not binary: mean |W|
+    assert binary_of(other[0]).scales.shape == (shape[0], 1)
+
+
+def test_a_run_in_groups_of_inputs_trained_packed_and_trained_further(tmp_path):
+    torch.manual_seed(0)
+    inputs = torch.randn(200, 64)
+
+    def make():
+        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+
+    model, loaded = make(), make()
+    run = torch_glue.binarize(
+        model, inputs, tmp_path / "run", skip=["2"], method="dcc", scale_group=16
+    )
+    before = model(inputs)
+    torch_glue.attach(model, run)
+    assert torch.equal(model(inputs), before)
+    torch_glue.save_packed(model, tmp_path / "m")
+    names = torch_glue.load_packed(loaded, tmp_path / "m")
+    assert torch_glue.attach(loaded, names) == ["0"]
+    assert torch.equal(loaded(inputs), before)
+
+
+class Attending(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.at = nn.MultiheadAttention(16, 2, batch_first=True, **options)
+        self.last = nn.Linear(16, 16)
+
+    def forward(self, x):
+        width = self.at.kdim
+        return self.last(self.at(x, x[..., :width], x[..., :width])[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"kdim": 8, "vdim": 8}])
+def test_projections_of_an_attention_are_refused_by_name(tmp_path, options):
+    torch.manual_seed(0)
+    model, inputs = Attending(**options), torch.randn(24, 5, 16)
+    full = copy.deepcopy(model)
+    run = torch_glue.binarize(model, inputs, tmp_path / "all", method="dcc")
+    before = record(model)["tensors"]
+    for layers in (run, ["at.q_proj", "last", "at.k_proj", "at.v_proj"]):
+        with pytest.raises(ValueError, match=r"at.q_proj, at.k_proj, at.v_proj: .*skip=") as caught:
+            torch_glue.attach(model, layers)
+        assert record(model)["tensors"] == before
+    skip = str(caught.value).partition("skip=(")[2].partition(")")[0]
+    wanted = model(inputs)
+    assert torch_glue.attach(model, ["at.out_proj", "last"]) == ["at.out_proj", "last"]
+    assert torch.equal(model(inputs), wanted)
+    skip = [part.strip(' "') for part in skip.split(",")]
+    run = torch_glue.binarize(full, inputs, tmp_path / "rest", skip=skip, method="dcc")
+    wanted = full(inputs)
+    assert torch_glue.attach(full, run) == ["at.out_proj", "last"]  # as the error says
+    assert torch.equal(full(inputs), wanted)
+    full(inputs).square().sum().backward()
+    assert latent(full.at.out_proj).grad.abs().sum() > 0
+
+
+def test_a_model_that_is_one_layer(tmp_path):
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(8, 2), torch.randn(30, 8)
+    full = copy.deepcopy(layer)
+    run = torch_glue.binarize(layer, inputs, tmp_path, method="dcc")
+    assert torch_glue.attach(layer, run, magnitudes=full) == [""]
+    assert torch.equal(latent(layer).abs(), full.weight.abs())
