@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
@@ -45,6 +48,19 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
     detach(model)
     axes = {0: torch.export.Dim.DYNAMIC}
     options = {"dynamic_shapes": tuple(axes for _ in args)} | options
-    with evaluating(model), atomic(path) as part, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+    with evaluating(model), atomic(path) as part, _quiet():
         torch.onnx.export(model, args, part, external_data=False, verbose=False, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, the exporter does not warn about itself, nor that torchvision is not installed."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

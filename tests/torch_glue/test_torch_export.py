@@ -2,6 +2,7 @@
 """export_onnx: what onnxruntime computes is what torch computes."""
 
 import copy
+import logging
 
 import numpy as np
 import pytest
@@ -50,3 +51,17 @@ def test_onnxruntime_agrees(tmp_path, absorbed):
     with torch.no_grad():
         rows = np.abs(weight.reshape(8, -1))
     assert (rows == rows[:, :1]).all()
+
+
+def test_it_says_nothing_about_itself(tmp_path):
+    said = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = said.append
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger.addHandler(handler)
+    level = logger.level
+    try:
+        torch_glue.export_onnx(nn.Linear(8, 4), tmp_path / "model.onnx", torch.ones(2, 8))
+    finally:
+        logger.removeHandler(handler)
+    assert not said and logger.level == level
