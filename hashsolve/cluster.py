@@ -83,7 +83,7 @@ def sum_problems(client: Client, sources: Sequence[dict[str, str]], **variant: A
     """
     if not sources:
         raise ValueError("sources: give at least one file")
-    total = functools.reduce(operator.add, _in_order(client, _read, [(s,) for s in sources]))
+    total = functools.reduce(operator.add, in_order(client, _read, [(s,) for s in sources]))
     return replace(total, **variant)
 
 
@@ -120,7 +120,7 @@ def layer_sums(
         cut = pieces(calls)
     place = str(Path(path).absolute())
     work = [(place, call, weights, geometries[call], name, samples) for call, samples in cut]
-    parts = _in_order(client, _sum_shard, work)
+    parts = in_order(client, _sum_shard, work)
     return functools.reduce(add_in_order, parts)
 
 
@@ -165,7 +165,7 @@ def solve(
     Solution(exact, S=2, T=1, relative error 0.7037, 1 of 1 proven optimal, OPTIMAL)
     """
     problems = list(problems)
-    sizes = list(_in_order(client, _size, [(problem,) for problem in problems]))
+    sizes = list(in_order(client, _size, [(problem,) for problem in problems]))
     threads = sum(client.nthreads().values())
     parts = [cuts(inputs, columns, method, threads) for inputs, columns in sizes]
     work = [
@@ -173,7 +173,7 @@ def solve(
         for problem, each in zip(problems, parts, strict=True)
         for columns in each
     ]
-    solved = _in_order(client, _solve_columns, work)
+    solved = in_order(client, _solve_columns, work)
     return [Solution.join([next(solved) for _ in each]) for each in parts]
 
 
@@ -186,7 +186,7 @@ def cuts(inputs: int, columns: int, method: str, threads: int) -> list[slice]:
     return [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
 
 
-def _in_order(client: Client, job: Any, arguments: Sequence[tuple]) -> Any:
+def in_order(client: Client, job: Any, arguments: Sequence[tuple]) -> Any:
     """``job(*a)`` for each, on the workers; results in order, none kept longer than needed."""
     futures = [client.submit(job, *a, pure=False, retries=RETRIES) for a in arguments]
     try:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from small_network import calibration, network
 
 import hashsolve as hs
-from hashsolve import activations, cli
+from hashsolve import activations, cli, retrieval
 from hashsolve.bounds import COLUMNS, SHARED_ABOVE
 from hashsolve.methods import METHODS
 from hashsolve.readers import read_problem
@@ -161,6 +161,22 @@ def test_a_worker_that_is_killed(client):
     killer.join()
     assert victim not in client.run(os.getpid).values()
     same(found, hs.solve(problem, "auto"))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_vectors_are_encoded_as_in_one_process(client, metric, tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(retrieval.index, "_BLOCK", 100)
+    vectors = rng.normal(size=(450, 16)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    alone, spread = (hs.InnerProductIndex(metric, effort="fast").fit(vectors) for _ in range(2))
+    told = []
+    alone.add(vectors)
+    spread.add(tmp_path / "vectors.npy", client=client, progress=lambda *a: told.append(a))
+    assert told[-1] == (450, 450) and len(told) == 5
+    for name in ("_words", "_scales", "_offsets", "_ids"):
+        np.testing.assert_array_equal(getattr(spread, name), getattr(alone, name))
+    with pytest.raises(ValueError, match="client: give vectors as 'FILE"):
+        spread.add(vectors, client=client)
 
 
 def test_no_scheduler():

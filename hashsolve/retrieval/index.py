@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -187,7 +189,11 @@ class InnerProductIndex:
     # -- contents ---------------------------------------------------------------------------
 
     def add(
-        self, vectors: Any, ids: Any = None, progress: Callable[[int, int], Any] | None = None
+        self,
+        vectors: Any,
+        ids: Any = None,
+        progress: Callable[[int, int], Any] | None = None,
+        client: Any = None,
     ) -> np.ndarray:
         """Encode vectors and keep their codes; all of them or, after an error, none.
 
@@ -199,6 +205,8 @@ class InnerProductIndex:
             Ids of your own, each once and >= 0; else they count on from the largest so far.
         progress : callable, optional
             Called as ``progress(done, n)`` after each block.
+        client : distributed.Client, optional
+            Encode on its workers, which open "FILE.h5:/name" themselves; not a bit differs.
 
         Returns
         -------
@@ -209,22 +217,23 @@ class InnerProductIndex:
         ------
         ValueError
             Not fitted, values that are not finite, another number of dimensions, an id that is
-            taken.
+            taken; with a client, vectors that are no file.
         """
-        codec = self.codec
+        _ = self.codec  # an error, where there is none
+        if client is not None and not isinstance(vectors, (str, PathLike)):
+            raise ValueError("client: give vectors as 'FILE.h5:/name', which its workers can open")
         with _opened(vectors, "vectors") as data:
             count = len(data)
             numbers = self._new_ids(ids, count)
             words = np.empty((count, self._words.shape[1]), np.uint64)
             scales, offsets = np.empty((2, count), np.float32)
-            for start in range(0, count, _BLOCK):
-                rows = slice(start, min(start + _BLOCK, count))
-                block = self._checked(data[rows], "vectors") - self._centre
-                codes, exact_scales, exact_offsets = codec.encode(block)
-                if self.metric == "l2":
-                    exact_offsets = exact_offsets - (block * block).sum(axis=1) / 2
-                words[rows], scales[rows] = pack_codes(codes), exact_scales
-                offsets[rows] = exact_offsets
+            blocks = [slice(i, min(i + _BLOCK, count)) for i in range(0, count, _BLOCK)]
+            if client is None:
+                encoded = (self._encoded(data[rows]) for rows in blocks)
+            else:
+                encoded = self._encoded_by(client, str(vectors), blocks)
+            for rows, (codes, scales[rows], offsets[rows]) in zip(blocks, encoded, strict=True):
+                words[rows] = codes
                 if progress is not None:
                     progress(rows.stop, count)
         self._words = np.concatenate([self._words, words])
@@ -233,6 +242,23 @@ class InnerProductIndex:
         self._ids = np.concatenate([self._ids, numbers])
         self._next = max(self._next, int(numbers.max()) + 1)
         return numbers
+
+    def _encoded(self, vectors: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Packed codes, scales and offsets of a block."""
+        block = self._checked(vectors, "vectors") - self._centre
+        codes, scales, offsets = self.codec.encode(block)
+        if self.metric == "l2":
+            offsets = offsets - (block * block).sum(axis=1) / 2
+        return pack_codes(codes), scales, offsets
+
+    def _encoded_by(self, client: Any, source: str, blocks: list[slice]) -> Iterator[Any]:
+        """The same of all blocks of a file, in their order, from workers."""
+        from hashsolve.cluster import in_order
+
+        empty = copy.copy(self)
+        empty._clear()
+        place = os.path.abspath(source)
+        return in_order(client, _encode_part, [(empty, place, rows) for rows in blocks])
 
     def _new_ids(self, ids: Any, count: int) -> np.ndarray:
         if ids is None:
@@ -385,6 +411,11 @@ class InnerProductIndex:
             Where the file is damaged, or is no index; it names the file.
         """
         return storage.load(cls, path)
+
+
+def _encode_part(index: InnerProductIndex, source: str, rows: slice) -> Any:
+    with _opened(source, "vectors") as data:
+        return index._encoded(data[rows])
 
 
 @contextmanager
