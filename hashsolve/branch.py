@@ -74,6 +74,12 @@ class Search(NamedTuple):
         return min(floor, self.open_bound.min()) if len(self.open_bound) else floor
 
 
+def out_of_reach(search: Search, node_budget: int) -> bool:
+    """Whether what is left is estimated to take more than the budget: of every two subproblems that
+    are open, the tree of the one that they come from was estimated at more than `SPLIT_NODES`."""
+    return search.work + SPLIT_NODES * (len(search.open_bound) // 2) > node_budget
+
+
 def column_loss(gram: Array, cross: Array, energy: float, codes: Codes, free: bool) -> float:
     """The loss of one column, at its best scale where the scale is free."""
     bits = codes.astype(np.float64)

@@ -18,8 +18,10 @@ from hashsolve import branch
 from hashsolve.bounds import start_diagonals
 from hashsolve.checkpoint import Checkpoint
 from hashsolve.control import Control
+from hashsolve.instance import Instance
 from hashsolve.kernels.gray import gray
 from hashsolve.methods import METHODS
+from hashsolve.methods.improve import improve
 from hashsolve.reference import all_codes, brute_force
 from hashsolve.testing.strategies import make_case, problems, quadratics
 
@@ -236,6 +238,30 @@ def test_subproblems_count_against_the_budget(branching, monkeypatch):
     found = search(make_column("asymmetric", 20, 1), budget=10_000)
     assert found.nodes == 0 and 100 <= found.subproblems < 200
     assert len(found.open_bound)
+
+
+@pytest.mark.parametrize("budget", [60, 10**6])
+def test_an_attempt_is_given_up_once_it_is_out_of_reach(branching, budget, monkeypatch):
+    """With less work, and bounds as true; what is within reach is proven all the same."""
+    problem = make_case("asymmetric", 3, size=24, columns=3, rows=72).problem
+    instance, control = Instance.of(problem), Control()
+    with control:
+        found = improve(instance, instance.start, control)
+        found = found._replace(bound=np.zeros_like(found.bound))
+        count, outcomes, split = [], [], branch._subproblem
+        monkeypatch.setattr(branch, "_subproblem", lambda *a: count.append(1) or split(*a))
+        for attempt in (False, True):
+            count.clear()
+            outcome = exact_method.prove(instance, found, control, budget, attempt)
+            outcomes.append((len(count), outcome))
+    (whole, proven), (less, tried) = outcomes
+    if budget == 60:
+        assert less < whole and tried.status is hs.Status.NODE_LIMIT
+    else:
+        assert less == whole and tried.status is hs.Status.OPTIMAL
+        np.testing.assert_array_equal(tried.codes, proven.codes)
+    optimum = instance.energy * hs.solve(problem, "exact").loss / problem.energy
+    assert (tried.bound <= optimum + 1e-9 * instance.energy).all()
 
 
 # checkpoints

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hashsolve.kernels
-from hashsolve import reference, reference_search
+from hashsolve import reference, reference_retrieval, reference_search
 from hashsolve.instance import Instance
 from hashsolve.kernels.dcc import dcc_sweep
 from hashsolve.kernels.one_flip import one_flip_sweep
@@ -38,7 +38,8 @@ def kernels() -> dict:
 
 @pytest.mark.parametrize("name", sorted(kernels()))
 def test_every_kernel_has_a_twin_of_the_same_signature(name):
-    (twin,) = (vars(twins)[name] for twins in (reference, reference_search) if name in vars(twins))
+    places = (reference, reference_search, reference_retrieval)
+    (twin,) = (vars(twins)[name] for twins in places if name in vars(twins))
     assert list(inspect.signature(twin).parameters) == list(
         inspect.signature(kernels()[name].py_func).parameters
     )

@@ -16,13 +16,13 @@ def ones(typingctx, word):
 
 
 @njit(cache=True, nogil=True)
-def worse(score, number, other, other_number):
+def _worse(score, number, other, other_number):
     """Whether the first comes after the second: a lower score, or an equal one of a higher id."""
     return score < other or (score == other and number > other_number)
 
 
 @njit(cache=True, nogil=True)
-def replace_worst(scores, numbers, score, number):
+def _replace_worst(scores, numbers, score, number):
     """Put an entry in the place of the worst, which is the first of a heap; keep it a heap."""
     size = scores.shape[0]
     at = 0
@@ -31,9 +31,9 @@ def replace_worst(scores, numbers, score, number):
         if child >= size:
             break
         right = child + 1
-        if right < size and worse(scores[right], numbers[right], scores[child], numbers[child]):
+        if right < size and _worse(scores[right], numbers[right], scores[child], numbers[child]):
             child = right
-        if not worse(scores[child], numbers[child], score, number):
+        if not _worse(scores[child], numbers[child], score, number):
             break
         scores[at] = scores[child]
         numbers[at] = numbers[child]
@@ -83,6 +83,6 @@ def scan(words, scales, offsets, ids, planes, totals, units, block, best, best_i
                 low = c0 + (c1 << 1) + (c2 << 2) + (c3 << 3) + (c4 << 4) + (c5 << 5) + (c6 << 6)
                 inner = 2 * (np.int64(low) - (np.int64(c7) << 7)) - total
                 score = np.float32(inner) * scales[t] * unit + offsets[t]
-                if score >= floor and worse(scores[0], numbers[0], score, ids[t]):
-                    replace_worst(scores, numbers, score, ids[t])
+                if score >= floor and _worse(scores[0], numbers[0], score, ids[t]):
+                    _replace_worst(scores, numbers, score, ids[t])
                     floor = scores[0]

@@ -14,7 +14,7 @@ from hashsolve.solution import Status
 PROVABLE = (64, 100, 160)
 """Inputs, by effort, up to which a proof is tried."""
 NODES = (1_000_000, 5_000_000, 15_000_000)
-"""Nodes of that try a column, by effort."""
+"""Nodes of that try a column, by effort; fewer where more are seen to be needed."""
 
 
 def auto(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
@@ -28,7 +28,7 @@ def auto(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     found = improve(instance, start, control)
     if found.status in STOPPED or inputs > control.budget(*PROVABLE):
         return found
-    proven = prove(instance, found, control, control.budget(*NODES))
+    proven = prove(instance, found, control, control.budget(*NODES), attempt=True)
     if proven.status in (Status.NODE_LIMIT, Status.UNPROVABLE):  # the proof was only a try
         return proven._replace(status=found.status)
     return proven

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hashsolve.bounds import least_bounds, start_diagonals
-from hashsolve.branch import Search, column_loss, search_column, start_search
+from hashsolve.branch import Search, column_loss, out_of_reach, search_column, start_search
 from hashsolve.checkpoint import Checkpoint
 from hashsolve.control import Control
 from hashsolve.instance import Instance
@@ -70,8 +70,11 @@ def enumerate_codes(instance: Instance, start: np.ndarray, control: Control) -> 
     return last._replace(status=status, bound=bound, bound_name="enumeration")
 
 
-def prove(instance: Instance, found: Outcome, control: Control, nodes: int) -> Outcome:
-    """Search the columns that are not proven yet, within so many nodes each.
+def prove(
+    instance: Instance, found: Outcome, control: Control, nodes: int, attempt: bool = False
+) -> Outcome:
+    """Search the columns that are not proven yet, within so many nodes each; as an ``attempt``, a
+    column is given up once it is estimated to need more.
 
     The first 2·10⁷ nodes of all columns run side by side, one thread each; what is left then is
     searched column after column on all threads. Neither changes the answer.
@@ -107,7 +110,7 @@ def prove(instance: Instance, found: Outcome, control: Control, nodes: int) -> O
             nonlocal state
             state = now
             checkpoint.save(int(t), state)
-            return control.stop is not None
+            return control.stop is not None or (attempt and out_of_reach(now, budget))
 
         try:
             state = search_column(*column, state, instance.free, budget, threads, keep)

@@ -71,7 +71,7 @@ def blocks(language: str) -> list[str]:
 def test_readme_python(tmp_path, monkeypatch, capsys):
     """Every block runs, given what it takes for granted: a model and images, or a network."""
     monkeypatch.chdir(tmp_path)
-    matrix, glue, tune, other = blocks("python")
+    matrix, glue, tune, other, vectors = blocks("python")
     assert [len(block.replace("\n\n", "\n").splitlines()) for block in (matrix, glue)] == [5, 5]
     exec(matrix, {})
     assert "PASSED" in capsys.readouterr().out
@@ -110,6 +110,9 @@ def test_readme_python(tmp_path, monkeypatch, capsys):
         },
     )
     assert np.unique(np.abs(another.products["fc"].weight)).size == 3
+
+    exec(vectors, {})
+    assert "recall@10" in capsys.readouterr().out and Path("index.h5").exists()
 
 
 def test_readme_shell(tmp_path, monkeypatch, capsys):
