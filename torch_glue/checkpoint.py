@@ -28,8 +28,9 @@ from hashsolve.packed_checkpoint import (
     read_layout,
 )
 from hashsolve.packing import pack, unpack
+from torch_glue.binary_weight import attached, binary_weight
 from torch_glue.filters import as_rows, from_rows, group_length, transposed_groups
-from torch_glue.parametrize import attachable, attached, binary_weight
+from torch_glue.parametrize import attachable
 from torch_glue.paths import check_target
 
 

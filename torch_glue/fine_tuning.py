@@ -19,7 +19,7 @@ import torch_glue.network  # noqa: F401  registers how tensors are digested
 from hashsolve import checks
 from hashsolve.files import atomic, digest
 from torch_glue.batchnorm import recalibrate_batchnorm, running_norms
-from torch_glue.parametrize import attached, binary_of
+from torch_glue.binary_weight import attached, binary_of
 from torch_glue.passes import (
     batches_of,
     evaluating,

@@ -18,6 +18,13 @@ from hashsolve.files import open_h5
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
 from hashsolve.runfolder import RunFolder
+from torch_glue.binary_weight import (
+    BinaryWeight,
+    attached,
+    binary_of,
+    binary_weight,
+    scales_of,
+)
 from torch_glue.filters import (
     LAYERS,
     as_rows,
@@ -29,126 +36,6 @@ from torch_glue.filters import (
 from torch_glue.places import PROJECTIONS
 
 SCALES = ("trained", "fixed", "mean", "none")
-
-
-class BinaryWeight(nn.Module):
-    """A weight α·sign(latent) with the straight-through gradient, as a parametrization.
-
-    The forward value of sign is exactly ±1, sign(0) being +1; its gradient is that of the identity
-    (straight-through, Bengio et al., arXiv:1308.3432), or of a clamp to ±``clip``. All rivals are
-    settings of this one class:
-
-    ===================  ==============================================================
-    BWNH, hashsolve      ``scales="trained"`` or "fixed", latents |W|·B of the solver
-    BWN                  ``scales="mean"``: α = mean |latent| of each filter (Rastegari
-                         et al., XNOR-Net, arXiv:1603.05279, section 3.1). Its gradient is that
-                         of this function; eq. 12 there keeps of the mean's but each weight's own
-    BinaryConnect        ``scales="none", clip=1``, and ``stochastic=True`` for sign +1 with
-                         probability clamp((latent + 1) / 2, 0, 1) while training (Courbariaux
-                         et al., arXiv:1511.00363, section 2.2-2.4)
-    SQ-BWN               BWN whose ``share`` grows: in each training pass that share of the
-                         filters is binarised and the others keep their latents; drawn without
-                         replacement, with probability ∝ 1 / (‖W − Q‖₁ / ‖W‖₁) (Dong et al.,
-                         arXiv:1708.01001, section 3: filter-wise, linear function)
-    ===================  ==============================================================
-
-    In eval mode every filter is binarised by its deterministic sign.
-
-    Parameters
-    ----------
-    scales : tensor (T, G) or None
-        α of each filter, and of each of its G groups of consecutive inputs (G is mostly 1). None
-        for "mean" and "none".
-    kind : {"trained", "fixed", "mean", "none"}
-    groups : int
-        Of a transposed convolution, else 0.
-    stochastic : bool
-    clip : float or None
-        Latents beyond it get no gradient, and `clip_` brings them back.
-    """
-
-    scales: Tensor | None
-
-    def __init__(
-        self,
-        scales: Tensor | None,
-        kind: str = "trained",
-        groups: int = 0,
-        *,
-        stochastic: bool = False,
-        clip: float | None = None,
-    ):
-        super().__init__()
-        self.kind, self.groups = kind, groups
-        self.stochastic, self.clip, self.share = stochastic, clip, 1.0
-        if scales is not None:  # a copy in plain strides, as data parallelism wants them
-            scales = scales.new_empty(scales.shape).copy_(scales)
-        if kind == "trained":
-            self.scales = nn.Parameter(scales)
-        else:
-            self.register_buffer("scales", scales)
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """The weight that the layer computes with."""
-        through = latent if self.clip is None else latent.clamp(-self.clip, self.clip)
-        one = torch.ones((), dtype=latent.dtype, device=latent.device)
-        positive = latent >= 0
-        if self.stochastic and self.training:
-            positive = torch.rand_like(latent) < (latent.detach() + 1) / 2
-        # the difference is exactly 0, so that codes are exactly ±1
-        codes = torch.where(positive, one, -one) + (through - through.detach())
-        weight = self._scaled(codes, latent)
-        if self.training and self.share < 1:
-            weight = self._partly(weight, latent)
-        return weight
-
-    def _scaled(self, codes: Tensor, latent: Tensor) -> Tensor:
-        if self.kind == "none":
-            return codes
-        rows = as_rows(codes, self.groups)
-        scales = self.scales
-        if self.kind == "mean":
-            scales = as_rows(latent, self.groups).abs().mean(1, keepdim=True)
-        if scales.shape[1] > 1:
-            rows = (rows.unflatten(1, (scales.shape[1], -1)) * scales[..., None]).flatten(1)
-        elif not self.groups:  # the common case, without a change of memory layout
-            return codes * scales.reshape(-1, *[1] * (codes.dim() - 1))
-        else:
-            rows = rows * scales
-        return from_rows(rows, codes.shape, self.groups)
-
-    def _partly(self, weight: Tensor, latent: Tensor) -> Tensor:
-        """SQ: the drawn share of filters as they are, the others with their latents."""
-        rows = as_rows(latent, self.groups)
-        with torch.no_grad():
-            error = (rows - as_rows(weight, self.groups)).abs().sum(1)
-            likely = rows.abs().sum(1) / error.clamp(min=torch.finfo(rows.dtype).tiny)
-            likely = likely.float().clamp(max=1e7)  # SQ's ε: an error of 0 is not certain
-            drawn = torch.multinomial(likely, max(1, round(self.share * len(rows))))
-            kept = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
-            kept[drawn] = True
-            kept = from_rows(kept.expand_as(rows), latent.shape, self.groups)
-        return torch.where(kept, weight, latent)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """Latents for an assigned weight, which also gives the scales: its own, where each filter
-        is exactly ±α, else mean |weight|."""
-        if self.scales is not None:
-            groups = self.scales.shape[1]
-            found = _scales_of(as_rows(weight, self.groups), groups)
-            with torch.no_grad():
-                self.scales.copy_(found)
-        return weight
-
-    @torch.no_grad()
-    def clip_(self, latent: Tensor) -> None:
-        """Bring latents back to ±clip, as BinaryConnect does after each step."""
-        if self.clip is not None:
-            latent.clamp_(-self.clip, self.clip)
-
-    def extra_repr(self) -> str:
-        """For print(model)."""
-        return f"kind={self.kind!r}, stochastic={self.stochastic}, clip={self.clip}"
 
 
 def attach(
@@ -243,7 +130,7 @@ def attach(
             length = group_length(rows)
             # a weight whose magnitude changes at every input is not binary
             count = 1 if length == 1 else rows.shape[1] // length
-            codes, alpha = torch.where(rows >= 0, 1, -1).to(rows.dtype), _scales_of(rows, count)
+            codes, alpha = torch.where(rows >= 0, 1, -1).to(rows.dtype), scales_of(rows, count)
         if known:
             full = known.get(f"{name}.weight".lstrip("."))
         if full is None or full.shape != weight.shape or not full.isfinite().all():
@@ -329,30 +216,6 @@ def _own_class(module: nn.Module) -> None:
     module.__class__ = type(kind.__name__, kind.__bases__, members)
 
 
-def attached(model: nn.Module) -> dict[str, nn.Module]:
-    """The attached layers of a model, by name."""
-    return {name: module for name, module in model.named_modules() if binary_of(module)}
-
-
-def binary_of(module: nn.Module) -> BinaryWeight | None:
-    """The module's `BinaryWeight`, if it is attached."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    return next((p for p in module.parametrizations.weight if isinstance(p, BinaryWeight)), None)
-
-
-@torch.no_grad()
-def binary_weight(module: nn.Module) -> Tensor:
-    """The weight of an attached layer as `detach` would leave it."""
-    binary = binary_of(module)
-    training = binary.training
-    try:
-        binary.training = False
-        return module.weight.detach()
-    finally:
-        binary.training = training
-
-
 def _full_precision(given: nn.Module | Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
     """A state dict, which is empty where nothing is given."""
     if given is None:
@@ -410,14 +273,6 @@ def _is_projection(name: str, known: Mapping[str, nn.Module]) -> bool:
     """Whether it is the name of what `nn.MultiheadAttention` computes without a module."""
     parent, _, last = name.rpartition(".")
     return last in PROJECTIONS and isinstance(known.get(parent), nn.MultiheadAttention)
-
-
-def _scales_of(rows: Tensor, groups: int) -> Tensor:
-    """α (T, G) of rows: their magnitude where it is one, else its mean."""
-    parts = rows.detach().reshape(len(rows) * groups, -1).abs()
-    mean = parts.float().mean(1).to(parts) if parts.element_size() < 4 else parts.mean(1)
-    same = (parts == parts[:, :1]).all(1)
-    return torch.where(same, parts[:, 0], mean).reshape(len(rows), groups)
 
 
 def _of_run(result: Any, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:

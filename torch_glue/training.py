@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_glue.parametrize import attached, binary_of
+from torch_glue.binary_weight import attached, binary_of
 from torch_glue.passes import evaluating, run_batch, run_model
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch_support import content, record
 
 import torch_glue
-from torch_glue.parametrize import binary_of
+from torch_glue.binary_weight import binary_of
 from torch_glue.training import parameter_groups
 
 

@@ -18,7 +18,8 @@ from torch_support import content, mlp, record, small_images, small_net
 import torch_glue
 from hashsolve.instance import signs
 from hashsolve.runfolder import RunFolder
-from torch_glue.parametrize import SCALES, BinaryWeight, binary_of
+from torch_glue.binary_weight import BinaryWeight, binary_of
+from torch_glue.parametrize import SCALES
 
 
 @pytest.fixture(scope="module")
