@@ -186,6 +186,8 @@ def layer_sums(
     geometry : Geometry
     reference : data set or array, optional
         X, the full-precision maps; the target is then Y = XᵀW, else X̂ᵀW.
+    name : str
+        The layer, for error messages.
     shift : data set or array (n, T, *positions) or (n, T), optional
         What is added to the target: for the residual-aware one, what the shortcut lacks.
 

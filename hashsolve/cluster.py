@@ -41,7 +41,18 @@ APART = ("sign", "dcc", "one_flip")
 
 
 def connect(address: str, timeout: str = "10s") -> Client:
-    """A client of the scheduler at this address, such as "tcp://10.0.0.1:8786".
+    """A client of a scheduler.
+
+    Parameters
+    ----------
+    address : str
+        Such as "tcp://10.0.0.1:8786".
+    timeout : str
+        How long to wait for an answer.
+
+    Returns
+    -------
+    distributed.Client
 
     Raises
     ------
@@ -101,9 +112,11 @@ def layer_sums(
     client : distributed.Client
     path : path
         A file of `hashsolve.activations.write_activations`, which the workers open.
-    weights, name
+    weights : array
         As in `hashsolve.activations.layer_sums`.
     geometry : Geometry, or one a call
+    name : str
+        The layer, for error messages.
 
     Returns
     -------

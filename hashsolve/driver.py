@@ -32,7 +32,16 @@ logger = logging.getLogger("hashsolve")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its layers, in order of execution, its report and its folder."""
+    """A finished run.
+
+    Attributes
+    ----------
+    layers : list of LayerResult
+        In order of execution.
+    report : Report
+    run_dir : Path
+        Its folder.
+    """
 
     layers: list[LayerResult]
     report: Report
@@ -49,7 +58,13 @@ class Run:
         return self.report.summary["codes_sha256"]
 
     def apply(self, network: Network) -> None:
-        """Write every layer's codes × scales (and constants) into a network, or none of them."""
+        """Write every layer's codes × scales (and constants) into a network, or none of them.
+
+        Parameters
+        ----------
+        network : Network
+            The one that was binarised, or a copy in full precision.
+        """
         written = []
         try:
             for result in self.layers:
@@ -92,7 +107,7 @@ def binarize(
         Gone through once a layer, so it must give the same batches each time.
     run_dir : path
         The run folder; an interrupted run in it is taken up where it was.
-    method, effort, seed
+    method, effort : str
         As in `solve`.
     propagation : {"asym", "symfp", "symqt"}
         "asym": targets from the full-precision network, inputs from the binarised prefix (BWNH,
@@ -102,6 +117,8 @@ def binarize(
         Keep the layers that the folder holds; else start over.
     skip : iterable of str
         Layers to leave in full precision: whole dotted names or globs.
+    seed : int
+        As in `solve`.
     dtype : {"float32", "float16", "float64"}
         Storage of the cached activations. Sums are float64.
     residual : {"auto", True, False}

@@ -60,7 +60,13 @@ class Geometry:
 
         Parameters
         ----------
+        kernel : sequence of int
+            One size an axis.
+        stride : int, or one an axis
         padding : int, "same", "valid", or one int or (before, after) per axis
+        dilation : int, or one an axis
+        groups : int
+        padding_mode : {"zeros", "reflect", "replicate", "circular"}
 
         Raises
         ------
@@ -109,7 +115,13 @@ class Geometry:
         return not self.kernel
 
     def padded(self, spatial: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """The padding (before, after) along each axis for maps of this size."""
+        """The padding (before, after) along each axis.
+
+        Parameters
+        ----------
+        spatial : sequence of int
+            The maps' size along each axis.
+        """
         if self.padding != "same":
             return self.padding
         pads = []
@@ -119,7 +131,13 @@ class Geometry:
         return tuple(pads)
 
     def output(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """Output positions along each axis for maps of this size."""
+        """Output positions along each axis.
+
+        Parameters
+        ----------
+        spatial : sequence of int
+            The maps' size along each axis.
+        """
         sizes = []
         for axis, (before, after) in enumerate(self.padded(spatial)):
             reach = (self.kernel[axis] - 1) * self.dilation[axis] + 1
@@ -133,7 +151,12 @@ class Geometry:
         return tuple(sizes)
 
     def samples(self, maps: np.ndarray) -> np.ndarray:
-        """Maps as they are cached: a linear layer's leading axes become one."""
+        """Maps as they are cached: a linear layer's leading axes become one.
+
+        Parameters
+        ----------
+        maps : array (n, channels, *spatial) or (n, ..., features)
+        """
         if self.linear:
             return maps.reshape(-1, maps.shape[-1])
         if maps.ndim != 2 + len(self.kernel):
@@ -145,7 +168,13 @@ class Geometry:
         return maps
 
     def rows(self, shape: Sequence[int]) -> int:
-        """Rows that maps of this shape (as `samples` gives them) make."""
+        """Rows that maps make.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Of maps as `samples` gives them.
+        """
         return shape[0] if self.linear else shape[0] * int(np.prod(self.output(shape[2:])))
 
     def patches(self, maps: np.ndarray, group: int = 0, lines: slice | None = None) -> np.ndarray:
@@ -192,10 +221,22 @@ class Geometry:
         return result.reshape(share * int(np.prod(self.kernel)), -1)
 
     def blocks(self, shape: Sequence[int], max_rows: int) -> Iterator[tuple[slice, slice]]:
-        """Cut maps of this shape into (samples, lines) of at most ``max_rows`` rows each.
+        """Cut maps into (samples, lines) of few rows each.
 
         The cut depends on nothing else, so that sums over it are reproducible. One line (one
         output position of the first spatial axis of one sample) is never cut.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Of maps as `samples` gives them.
+        max_rows : int
+            Of a block, at most, unless a line has more.
+
+        Yields
+        ------
+        (slice, slice)
+            Samples, and lines of each.
         """
         if self.linear:
             for start in range(0, shape[0], max_rows):

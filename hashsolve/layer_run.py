@@ -63,18 +63,28 @@ class LayerResult:
 
     @property
     def weight(self) -> np.ndarray:
-        """codes × scales in the shape of the layer's weight."""
+        """Codes × scales in the shape of the layer's weight."""
         return self.solution.weight.T.reshape(self.layer.shape)
 
     def write(self, network: Network) -> None:
-        """Put codes × scales, and the constants where there are any, into a network."""
+        """Put codes × scales, and the constants where there are any, into a network.
+
+        Parameters
+        ----------
+        network : Network
+        """
         constant = self.solution.intercept
         more = {} if constant is None else {"constant": constant}
         for name in (self.name, *self.sharers):
             network.write(name, self.weight, **more)
 
     def restore(self, network: Network) -> None:
-        """Put the full-precision weight back into the network that `write` was given."""
+        """Put the full-precision weight back into the network that `write` was given.
+
+        Parameters
+        ----------
+        network : Network
+        """
         for name in (self.name, *self.sharers):
             network.write(name, network.weight(name))
 

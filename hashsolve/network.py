@@ -65,30 +65,77 @@ class Network(Protocol):
     """
 
     def layers(self, batch: Any) -> Sequence[Layer]:
-        """All layers of the kinds that can be binarised, in the order in which one forward pass
-        of ``batch`` reaches them; those it does not reach come last, with ``calls=0``. A run begins
-        with this call, in full precision: weights that an earlier run has written are put back."""
+        """All layers of the kinds that can be binarised.
+
+        A run begins with this call, in full precision: weights that an earlier run has written
+        are put back.
+
+        Parameters
+        ----------
+        batch
+            One of the calibration.
+
+        Returns
+        -------
+        sequence of Layer
+            In the order in which one forward pass of the batch reaches them; those it does not
+            reach come last, with ``calls=0``.
+        """
 
     def weight(self, name: str) -> np.ndarray:
-        """The full-precision weight of a layer, also after `write`: (filters, channels / groups,
-        *kernel) or (filters, features)."""
+        """The full-precision weight of a layer, also after `write`.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        array (filters, channels / groups, *kernel) or (filters, features)
+        """
 
     def layer_input(
         self, name: str, batch: Any, *, binarized: bool
     ) -> np.ndarray | Sequence[np.ndarray]:
-        """The input of a layer for one batch, (n, channels, *spatial) or (n, ..., features): from
-        the network with all written layers binarised, or from the full-precision network. Of a
-        layer that a pass reaches several times, a list with the input of each call, in order."""
+        """The input of a layer for one batch.
+
+        Parameters
+        ----------
+        name : str
+        batch
+            One of the calibration.
+        binarized : bool
+            Whether from the network with all written layers binarised, or from the full-precision
+            network.
+
+        Returns
+        -------
+        array (n, channels, *spatial) or (n, ..., features)
+            Of a layer that a pass reaches several times, a list with the input of each call, in
+            order.
+        """
 
     def write(self, name: str, weight: np.ndarray) -> None:
         """Replace a layer's weight in the network; `weight` still gives the full-precision one.
 
         For layers with a ``constant`` there may be a keyword ``constant``, (filters,): what to add
-        to the layer's outputs beside its full-precision bias. Without it nothing is added."""
+        to the layer's outputs beside its full-precision bias. Without it nothing is added.
+
+        Parameters
+        ----------
+        name : str
+        weight : array
+            In the shape that `weight` gives.
+        """
 
     def state(self) -> Any:
-        """Everything else that shapes activations (biases, normalisation, skipped layers, and the
-        full-precision weights): arrays in mappings, for the fingerprint of a run."""
+        """Everything else that shapes activations, for the fingerprint of a run.
+
+        Returns
+        -------
+        arrays in mappings
+            Biases, normalisation, skipped layers, and the full-precision weights.
+        """
 
 
 @runtime_checkable
@@ -99,9 +146,22 @@ class ResidualNetwork(Network, Protocol):
     """
 
     def shortcut(self, name: str, batch: Any, *, binarized: bool) -> np.ndarray:
-        """What is added to the output of a layer that says so, for one batch, in the shape and
-        the units of that output: divided by the factor that is applied to it (a normalisation's)
-        before the two are added."""
+        """What is added to the output of a layer that says so, for one batch.
+
+        Parameters
+        ----------
+        name : str
+        batch
+            One of the calibration.
+        binarized : bool
+            As in `Network.layer_input`.
+
+        Returns
+        -------
+        array
+            In the shape and the units of that output: divided by the factor that is applied to it
+            (a normalisation's) before the two are added.
+        """
 
 
 def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:

@@ -31,8 +31,21 @@ def pack(codes: np.ndarray) -> np.ndarray:
 
 
 def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The int8 codes of this shape that `pack` packed.
+    """The int8 codes that `pack` packed.
 
+    Parameters
+    ----------
+    bits : uint8 array
+    shape : tuple of int
+        Of the codes.
+
+    Returns
+    -------
+    int8 array of that shape
+
+    Examples
+    --------
+    >>> import numpy as np
     >>> unpack(np.array([5], dtype=np.uint8), (3, 1)).T
     array([[ 1, -1,  1]], dtype=int8)
     """

@@ -113,6 +113,8 @@ class Problem:
             problem, BWNH section 3.3).
         row_weights : array (N,), optional
             Weights >= 0 of the rows in the loss.
+        name : str
+            What it belongs to, for error messages.
         **variant
             ``fixed_scales``, ``scale_group``, ``bases``, ``intercept``, as in `Problem`.
 
@@ -136,7 +138,16 @@ class Problem:
 
     @classmethod
     def from_sums(cls, sums: Sums, weights: np.ndarray | None = None, **variant: Any) -> Problem:
-        """The problem of `hashsolve.sums.Sums`; where those hold no target, Y = X̂ᵀW."""
+        """The problem of `hashsolve.sums.Sums`; where those hold no target, Y = X̂ᵀW.
+
+        Parameters
+        ----------
+        sums : Sums
+        weights : array (S, T), optional
+            W; not optional where the sums hold no target.
+        **variant
+            As in `Problem.from_arrays`.
+        """
         gram = sums.finish().gram  # it changes no more, so no copy is needed
         if sums.energy.size:
             cross, energy, target_sum = sums.cross, sums.energy, sums.target_sum
@@ -180,6 +191,8 @@ class Problem:
             Q; only its symmetric part counts.
         linear : array (S,) or (S, T), optional
             c, or one a column; zero where not given.
+        name : str
+            What it belongs to, for error messages.
 
         Examples
         --------
@@ -211,7 +224,12 @@ class Problem:
         return self.fixed_scales is None
 
     def select(self, columns: Any) -> Problem:
-        """The problem of some columns only: indices, in their order, or a boolean mask (T,).
+        """The problem of some columns only.
+
+        Parameters
+        ----------
+        columns : array
+            Indices, in their order, or a boolean mask (T,).
 
         Raises
         ------
@@ -268,7 +286,17 @@ class Problem:
         return 1e-13 * (self.energy + explained)
 
     def intercepts(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        """The best constant of each column beside these codes and scales, (T,)."""
+        """The best constant of each column beside these codes and scales.
+
+        Parameters
+        ----------
+        codes, scales : array
+            As in `Problem.loss`.
+
+        Returns
+        -------
+        array (T,)
+        """
         # column by column, so that no bit depends on how many there are
         means = [self.input_sum @ w for w in np.ascontiguousarray(combine(codes, scales).T)]
         return (self.target_sum - np.array(means)) / self.row_weight
@@ -328,6 +356,10 @@ class Problem:
     def __add__(self, other: Problem) -> Problem:
         """The problem over the rows of both; sums are simply added.
 
+        Parameters
+        ----------
+        other : Problem
+
         Raises
         ------
         ValueError
@@ -356,7 +388,12 @@ class Problem:
     _NUMBERS = ("rows", "row_weight", "intercept", "scale_group", "bases")
 
     def write(self, group: h5py.Group) -> None:
-        """Write the sums into an open HDF5 group."""
+        """Write the sums into an open HDF5 group.
+
+        Parameters
+        ----------
+        group : h5py.Group
+        """
         numbers = {f: getattr(self, f) for f in self._NUMBERS if getattr(self, f) is not None}
         write_attributes(group, {"name": self.name, **numbers})
         for field in self._ARRAYS:
@@ -370,7 +407,12 @@ class Problem:
         return digest(*(getattr(self, f) for f in (*self._ARRAYS, *self._NUMBERS)))
 
     def save(self, path: str | PathLike) -> None:
-        """Write the problem to an HDF5 file; the file appears whole or not at all."""
+        """Write the problem to an HDF5 file; the file appears whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+        """
         with write_h5(path) as file:
             self.write(file)
 

@@ -55,7 +55,12 @@ class Report:
         return {"summary": self.summary, "layers": self.rows}
 
     def save(self, folder: str | PathLike) -> None:
-        """Write report.json and report.csv into a folder."""
+        """Write report.json and report.csv into a folder.
+
+        Parameters
+        ----------
+        folder : path
+        """
         folder = Path(folder)
         write_json(folder / "report.json", self.to_dict())
         with atomic(folder / "report.csv") as part, open(part, "w", newline="") as file:

@@ -42,7 +42,15 @@ class Status(Enum):
 
 
 class Sweep(NamedTuple):
-    """One step of a method's history: Σloss after it (in the problem's units), bits flipped."""
+    """One step of a method's history.
+
+    Attributes
+    ----------
+    loss : float
+        Σloss after it, in the problem's units.
+    flips : int
+        Bits flipped.
+    """
 
     loss: float
     flips: int
@@ -143,7 +151,12 @@ class Solution:
 
     @classmethod
     def join(cls, parts: list[Solution]) -> Solution:
-        """The columns of several solutions of equal fan-in side by side (a layer's groups)."""
+        """The columns of several solutions of equal fan-in side by side (a layer's groups).
+
+        Parameters
+        ----------
+        parts : list of Solution
+        """
         if len(parts) == 1:
             return parts[0]
         worst = max(parts, key=lambda part: list(Status).index(part.status))
@@ -162,7 +175,12 @@ class Solution:
         )
 
     def select(self, columns: slice | np.ndarray) -> Solution:
-        """The solution of some columns only."""
+        """The solution of some columns only.
+
+        Parameters
+        ----------
+        columns : slice, or array of indices or bool
+        """
         kept = {
             name: getattr(self, name)[..., columns]
             for name in ("codes", *self._ARRAYS, *self._OPTIONAL)
@@ -176,7 +194,12 @@ class Solution:
     _NUMBERS = ("sweeps", "seed", "wall_time")
 
     def write(self, file: h5py.Group) -> None:
-        """Write the solution into an open HDF5 group; codes take one bit each."""
+        """Write the solution into an open HDF5 group; codes take one bit each.
+
+        Parameters
+        ----------
+        file : h5py.Group
+        """
         write_packed(file, "codes", self.codes)
         for name in self._ARRAYS:
             file.create_dataset(name, data=getattr(self, name), fletcher32=True)
@@ -188,13 +211,22 @@ class Solution:
         write_attributes(file, {"status": self.status.name, "sha256": self._fingerprint()})
 
     def save(self, path: str | PathLike) -> None:
-        """Write the solution to an HDF5 file; the file appears whole or not at all."""
+        """Write the solution to an HDF5 file; the file appears whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+        """
         with write_h5(path) as file:
             self.write(file)
 
     @classmethod
     def load(cls, path: str | PathLike) -> Solution:
         """Read a solution.
+
+        Parameters
+        ----------
+        path : path
 
         Raises
         ------

@@ -46,7 +46,18 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: its mean training loss, what the evaluation says after it, and seconds."""
+    """One epoch.
+
+    Attributes
+    ----------
+    loss : float
+        The mean training loss.
+    score : float
+        The evaluation's, after it.
+    measures : dict
+        All that the evaluation said, where it said more.
+    seconds : float
+    """
 
     loss: float
     score: float
@@ -175,11 +186,6 @@ def finetune(
     -------
     FineTuned
 
-    Warns
-    -----
-    UserWarning
-        Where the network is left worse than it was, by ``evaluate``.
-
     Raises
     ------
     ValueError
@@ -187,6 +193,11 @@ def finetune(
         other settings, of another start, or damaged.
     FloatingPointError
         Where the loss is no longer finite.
+
+    Warns
+    -----
+    UserWarning
+        Where the network is left worse than it was, by ``evaluate``.
 
     Examples
     --------

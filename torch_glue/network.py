@@ -91,6 +91,10 @@ class TorchNetwork:
         """All layers in the order in which a forward pass of ``batch`` reaches them.
 
         Weights that an earlier run has written through this adapter are put back first.
+
+        Parameters
+        ----------
+        batch : tensor, tuple or mapping
         """
         for (owner, attribute), value in self._original.items():
             _fill(getattr(owner, attribute), value)
@@ -126,7 +130,12 @@ class TorchNetwork:
         return result
 
     def weight(self, name: str) -> np.ndarray:
-        """The full-precision weight of a layer, float64."""
+        """The full-precision weight of a layer, float64.
+
+        Parameters
+        ----------
+        name : str
+        """
         place = self._places[name]
         current = self._parameter(name)
         full = place.read(self._original.get((place.owner, place.weight), current))
@@ -135,8 +144,20 @@ class TorchNetwork:
     def layer_input(
         self, name: str, batch: Any, *, binarized: bool
     ) -> np.ndarray | list[np.ndarray]:
-        """The input of a layer for one batch; the pass ends there. Of a layer that `layers` has
-        seen called several times, a list."""
+        """The input of a layer for one batch; the pass ends there.
+
+        Parameters
+        ----------
+        name : str
+        batch : tensor, tuple or mapping
+        binarized : bool
+            Whether with all that was written.
+
+        Returns
+        -------
+        array
+            Of a layer that `layers` has seen called several times, a list.
+        """
         wanted = max(1, self._calls.get(name, 1))
         caught: list[np.ndarray] = []
         watched = self._sources.get(name, (None, ""))[1] is None
@@ -157,7 +178,15 @@ class TorchNetwork:
         return caught[0] if wanted == 1 else caught
 
     def shortcut(self, name: str, batch: Any, *, binarized: bool) -> np.ndarray:
-        """What is added to the output of a layer, over the factor of the BatchNorm before that."""
+        """What is added to the output of a layer, over the factor of the BatchNorm before that.
+
+        Parameters
+        ----------
+        name : str
+        batch : tensor, tuple or mapping
+        binarized : bool
+            Whether with all that was written.
+        """
         norm, source = self._sources[name]
         if source is not None:
             value = self._tap(name, norm, source, batch, binarized)
@@ -178,8 +207,16 @@ class TorchNetwork:
         return as_array(value)
 
     def write(self, name: str, weight: np.ndarray, constant: np.ndarray | None = None) -> None:
-        """Replace a layer's weight, in place and in its own dtype; add a constant to each filter's
-        outputs, by its bias or the running mean of the BatchNorm behind it."""
+        """Replace a layer's weight, in place and in its own dtype.
+
+        Parameters
+        ----------
+        name : str
+        weight : array
+        constant : array (filters,), optional
+            What to add to each filter's outputs, by its bias or the running mean of the BatchNorm
+            behind it.
+        """
         place = self._places[name]
         current = self._parameter(name)
         if constant is not None and name not in self._constants:

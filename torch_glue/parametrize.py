@@ -166,6 +166,11 @@ def attach(
 def detach(model: nn.Module) -> list[str]:
     """Turn attached layers back into plain ones, whose weights are exactly ±α.
 
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Rewritten in place.
+
     Returns
     -------
     list of str

@@ -41,7 +41,7 @@ class InnerProductIndex:
     metric : {"ip", "cosine", "l2"}
         Inner product; the same of vectors at unit length; Euclidean distance.
     bits : int
-        1 to 4 bits a dimension: as many binary bases (see `hashsolve.Problem.bases`), whose
+        1 to 4 bits a dimension: as many binary bases (``bases`` of `hashsolve.Problem`), whose
         common map is learned.
     rotation : {"auto", "random", "learned"}
         A random rotation, as RaBitQ takes; a linear map that is learned from the vectors; or
@@ -277,6 +277,10 @@ class InnerProductIndex:
     def remove(self, ids: Any) -> None:
         """Remove vectors; their ids are not given again.
 
+        Parameters
+        ----------
+        ids : int array (n,)
+
         Raises
         ------
         ValueError
@@ -303,6 +307,10 @@ class InnerProductIndex:
         Up to the rounding of queries, the score of a query q is q·w for such a vector w, and
         the vector's offset (see `offsets`) on top.
 
+        Parameters
+        ----------
+        ids : int array (n,)
+
         Raises
         ------
         ValueError
@@ -317,6 +325,10 @@ class InnerProductIndex:
 
         It makes up for what the codes leave out, as far as that is the same for all queries that
         are expected near the vector. For "l2" it holds −‖w‖² / 2 too, after the mean.
+
+        Parameters
+        ----------
+        ids : int array (n,)
         """
         return self._offsets[self._places(ids)].astype(float)
 
@@ -398,12 +410,21 @@ class InnerProductIndex:
     # -- files ------------------------------------------------------------------------------
 
     def save(self, path: str | PathLike) -> None:
-        """Write the index to an HDF5 file, which appears whole or not at all."""
+        """Write the index to an HDF5 file, which appears whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+        """
         storage.save(self, path)
 
     @classmethod
     def load(cls, path: str | PathLike) -> InnerProductIndex:
         """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : path
 
         Raises
         ------

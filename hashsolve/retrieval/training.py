@@ -36,7 +36,19 @@ LEAST = 50
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of encoding, and how well it did: what a line of the fit report says."""
+    """One way of encoding, and how well it did: what a line of the fit report says.
+
+    Attributes
+    ----------
+    rotation : {"random", "learned"}
+    shrinkage : float
+        Of the queries' covariance towards the identity.
+    scale : {"least-squares", "unbiased"}
+    pull : float
+        How much of the vector is expected of a query near it.
+    recall : float
+        Of the 10 truly nearest, on held-out queries.
+    """
 
     rotation: str
     shrinkage: float

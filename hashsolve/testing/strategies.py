@@ -28,7 +28,19 @@ GENERIC = ("gaussian", "relu", "asymmetric")
 
 @dataclass(frozen=True)
 class Case:
-    """The arrays of a problem: inputs X̂ (S, N), weights W (S, T), and X where it differs."""
+    """The arrays of a problem.
+
+    Attributes
+    ----------
+    kind : str
+        One of `KINDS`.
+    inputs : array (S, N)
+        X̂.
+    weights : array (S, T)
+        W.
+    reference : array (S, N) or None
+        X, where it differs.
+    """
 
     kind: str
     inputs: np.ndarray
@@ -86,7 +98,19 @@ def cases(
     columns: tuple[int, int] = (1, 4),
     rows: tuple[int, int] = (1, 40),
 ) -> st.SearchStrategy[Case]:
-    """Cases of the given kinds, fan-ins, columns and rows (fewer rows than inputs included)."""
+    """Cases, fewer rows than inputs included.
+
+    Parameters
+    ----------
+    kinds : iterable of str
+        Of `KINDS`.
+    sizes, columns, rows : (int, int)
+        The least and the most fan-in S, columns T and rows N.
+
+    Returns
+    -------
+    strategy of Case
+    """
     return st.builds(
         make_case,
         st.sampled_from(list(kinds)),
@@ -120,7 +144,17 @@ def fixed_scales(draw: Any, sizes: tuple[int, int] = (1, 10)) -> Problem:
 
 
 def problems(**limits: Any) -> st.SearchStrategy[Problem]:
-    """Problems of every sort; ``limits`` as in `cases`."""
+    """Problems of every sort.
+
+    Parameters
+    ----------
+    **limits
+        As in `cases`.
+
+    Returns
+    -------
+    strategy of Problem
+    """
     free = cases(**limits).map(lambda case: case.problem)
     sizes = limits.get("sizes", (1, 10))
     return st.one_of(free, free, quadratics(sizes), fixed_scales(sizes))
