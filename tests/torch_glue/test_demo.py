@@ -1,9 +1,7 @@
 # ruff: noqa: E402
 """The demo, with little training; and the README's Python, as it is printed there."""
 
-import copy
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
-from numpy_network import NumpyNetwork, Product
+import pages
 from torch_support import small_images, small_net
 
-import hashsolve as hs
 from hashsolve import cli
 from torch_glue import demo
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -63,15 +58,10 @@ def test_demo_refuses_a_folder_of_other_things(short, tmp_path, capsys):
     assert (tmp_path / "sign-symfp/letter.txt").exists()
 
 
-def blocks(language: str) -> list[str]:
-    """The README's blocks of code in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.S | re.M)
-
-
 def test_readme_python(tmp_path, monkeypatch, capsys):
-    """Every block runs, given what it takes for granted: a model and images, or a network."""
+    """Every block runs, given what it takes for granted: a model and images."""
     monkeypatch.chdir(tmp_path)
-    matrix, glue, tune, other, vectors = blocks("python")
+    matrix, glue, vectors = pages.blocks("README.md", "python")
     assert [len(block.replace("\n\n", "\n").splitlines()) for block in (matrix, glue)] == [5, 5]
     exec(matrix, {})
     assert "PASSED" in capsys.readouterr().out
@@ -81,36 +71,10 @@ def test_readme_python(tmp_path, monkeypatch, capsys):
     model.add_module("norm", torch.nn.BatchNorm2d(6))
     model.add_module("flatten", torch.nn.Flatten())
     model.add_module("linear", torch.nn.Linear(54, 5))
-    full = copy.deepcopy(model)
-    names = {"model": model, "images": small_images()}
-    exec(glue, names)
+    exec(glue, {"model": model, "images": small_images()})
     assert "conv2" in capsys.readouterr().out and Path("binary.pt").exists()
     weight = torch.load("binary.pt")["conv2.weight"].abs().flatten(1)
     assert torch.equal(weight.amin(1), weight.amax(1))
-
-    labels = torch.arange(len(small_images())) % 5
-    names["loader"] = list(zip(small_images().split(8), labels.split(8), strict=True))
-    names["full_precision"], names["make_model"] = full, lambda: copy.deepcopy(full)
-    names["accuracy"] = lambda m: float((m(small_images()).argmax(1) == labels).double().mean())
-    exec(tune, names)
-    assert "1 binarised weights" in capsys.readouterr().out and names["layers"] == ["conv2"]
-    assert not names["result"].worse and len(names["result"].epochs) == 10
-
-    rng = np.random.default_rng(0)
-    step = ("fc", Product(rng.normal(size=(3, 8)), hs.Geometry()))
-    batches, another = [rng.normal(size=(20, 8))], NumpyNetwork([step])
-    exec(
-        other.replace("NumpyNetwork(...)", "NumpyNetwork([step])").replace('"run"', '"other"'),
-        {
-            "NumpyNetwork": NumpyNetwork,
-            "step": step,
-            "batches": batches,
-            "hs": hs,
-            "another_copy_of_the_network": another,
-        },
-    )
-    assert np.unique(np.abs(another.products["fc"].weight)).size == 3
-
     exec(vectors, {})
     assert "recall@10" in capsys.readouterr().out and Path("index.h5").exists()
 
@@ -121,12 +85,7 @@ def test_readme_shell(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     np.save("X.npy", rng.normal(size=(8, 100)))
     np.save("W.npy", rng.normal(size=(8, 3)))
-    commands = [
-        line.split("#")[0].split()[1:]
-        for block in blocks("bash")
-        for line in block.splitlines()
-        if re.match(r"hashsolve (solve|verify|inspect)", line)
-    ]
+    commands = pages.commands("README.md")
     assert len(commands) >= 3
     for command in commands:
         assert cli.main(command) == 0, command
