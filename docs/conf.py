@@ -2,6 +2,7 @@
 
 import re
 
+from docutils.nodes import SkipNode
 from docutils.utils.math import latex2mathml
 
 import hashsolve
@@ -54,9 +55,11 @@ def mathml(block):
 
     def visit(self, node):
         formula = latex2mathml.tex2mathml(node.astext(), as_block=block)
+        formula = formula.replace("<mo>", '<mo stretchy="false">')  # norms and braces stay small
         self.body.append(f'<div class="math">{formula}</div>' if block else formula)
+        raise SkipNode
 
-    return visit, lambda self, node: None
+    return visit, None
 
 
 _MARKUP = re.compile(r"(?<!^)[|*](?=\w)|(?<=\w)\|")

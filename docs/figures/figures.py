@@ -69,7 +69,7 @@ def scales() -> None:
         place = (found.scales[0], found.loss[0] / energy)
         axes.plot(*place, "o", color=colour, markersize=8, label=name)
     axes.set(xlabel="scale α", ylabel="loss / energy", ylim=(0, 0.8), xlim=(0, 1.9))
-    axes.legend(loc="upper center")
+    figure.legend(loc="outside lower center", ncols=3)
     save(figure, "scales")
 
 
