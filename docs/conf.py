@@ -28,10 +28,11 @@ myst_links_external_new_tab = False
 
 autodoc_typehints = "none"  # numpydoc's sections say them
 autodoc_member_order = "bysource"
+smartquotes = False  # -- is an option's
 default_role = "py:obj"  # `name` in a docstring is a link to it
 numpydoc_show_class_members = False
 numpydoc_validation_checks = {
-    *("GL01", "GL03", "GL05", "GL06", "GL07", "GL08", "SS01", "SS03", "SS04"),
+    *("GL03", "GL05", "GL06", "GL07", "GL08", "SS01", "SS03", "SS04"),
     *("PR01", "PR02", "PR03", "PR05", "PR10", "RT02", "RT04", "RT05"),
 }
 
@@ -69,13 +70,21 @@ def escape(*event):
     """Make |W| and *kernel, which docstrings and help mean as they stand, no markup."""
     lines = event[-1]
     for number, line in enumerate(lines):
-        if not line.lstrip().startswith((">>>", "...")):
+        if not line.lstrip().startswith((">>>", "...", "| ")):
             parts = re.split(r"(``.*?``|`.*?`)", line)
             parts[::2] = [_MARKUP.sub(r"\\\g<0>", part) for part in parts[::2]]
             lines[number] = "".join(parts)
 
 
+def examples(app, ctx, lines):
+    """Show the commands in a help text as they are typed."""
+    text = "\n".join(lines)
+    text = re.sub(r"(?m)(^\| .*\n?)+", lambda m: "::\n\n" + m[0].replace("| ", "    "), text)
+    lines[:] = text.split("\n")
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", escape, priority=400)  # before numpydoc
     app.connect("sphinx-click-process-description", escape)
+    app.connect("sphinx-click-process-description", examples)
     app.add_html_math_renderer("mathml", mathml(block=False), mathml(block=True))

@@ -29,9 +29,9 @@ class Problem:
     gram : array (S, S)
         H, symmetric.
     cross : array (S, T)
-        C.
+        C = X̂Y.
     energy : array (T,)
-        e.
+        e = ‖Y_t‖² of each column.
     rows : int
         Number of rows summed (N).
     weights : array (S, T), optional

@@ -37,7 +37,7 @@ class Case:
     inputs : array (S, N)
         X̂.
     weights : array (S, T)
-        W.
+        The weights W.
     reference : array (S, N) or None
         X, where it differs.
     """
