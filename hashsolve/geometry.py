@@ -115,13 +115,7 @@ class Geometry:
         return not self.kernel
 
     def padded(self, spatial: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """The padding (before, after) along each axis.
-
-        Parameters
-        ----------
-        spatial : sequence of int
-            The maps' size along each axis.
-        """
+        """The padding (before, after) along each axis for maps of this size."""
         if self.padding != "same":
             return self.padding
         pads = []

@@ -19,10 +19,7 @@ from hashsolve.solution import Solution
 def inspect(path: Path) -> dict[str, Any]:
     """A description of a problem, solution, activation cache, checkpoint or run folder, for JSON.
 
-    Parameters
-    ----------
-    path : Path
-        An .npy or .npz is described by its arrays.
+    An .npy or .npz is described by its arrays.
 
     Raises
     ------
