@@ -33,7 +33,7 @@ default_role = "py:obj"  # `name` in a docstring is a link to it
 numpydoc_show_class_members = False
 numpydoc_validation_checks = {
     *("GL03", "GL05", "GL06", "GL07", "GL08", "SS01", "SS03", "SS04"),
-    *("PR01", "PR02", "PR03", "PR05", "PR10", "RT02", "RT04", "RT05"),
+    *("PR01", "PR02", "PR05", "PR10", "RT02", "RT04", "RT05"),
 }
 
 # result types describe their attributes, which are their parameters too
