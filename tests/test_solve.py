@@ -126,10 +126,13 @@ def test_no_column_ends_above_its_start(method, case, seed, given_start):
     codes = signs(p.weights)
     if given_start:
         codes = np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), size=codes.shape)
-    start = np.maximum(loss(p, codes, best_scales(p, codes)), 0.0)  # below zero is rounding
+    scales = best_scales(p, codes)
+    start = np.maximum(loss(p, codes, scales), 0.0)  # below zero is rounding
     s = hs.solve(p, method, init=codes if given_start else None)
     assert (s.loss <= start + 1e-11 * p.energy).all()
-    assert s.history[0].loss == pytest.approx(start.sum(), rel=1e-9, abs=1e-9 * p.energy.sum())
+    # where codes all but cancel, their scale is large, and so is what rounding does to their loss
+    slack = 1e-9 * p.energy.sum() + 1e-15 * (scales**2).sum() * np.abs(p.gram).sum()
+    assert s.history[0].loss == pytest.approx(start.sum(), rel=1e-9, abs=slack)
 
 
 @each_descent
