@@ -48,6 +48,7 @@ def matrix(value: Any, name: str, ndim: int | tuple[int, ...] = 2) -> np.ndarray
 
 def whole(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
     """A whole number in [least, most], as int; a ValueError for anything else, bool included."""
+    number: int | None
     try:
         number = operator.index(value)
     except TypeError:

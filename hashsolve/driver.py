@@ -251,7 +251,8 @@ def _intercept(layers: list[Layer], intercept: str | bool) -> list[str]:
     _auto_or_bool(intercept, "intercept")
     if not intercept:
         return []
-    found, without = [], []
+    found: list[str] = []
+    without: list[str] = []
     for unit in units(layers):
         takes = len(unit) == 1 and unit[0].constant is not None
         (found if takes else without).append(unit[0].name)
@@ -308,9 +309,9 @@ def _layer_results(
             result = LayerResult(layer, found[0], found[1]["row"], sharers)
         yield result
         solution = result.solution
-        written = (solution.codes, solution.scales)
+        written = [solution.codes, solution.scales]
         if solution.intercept is not None:
-            written += (solution.intercept,)
+            written.append(solution.intercept)
         prefix = digest(prefix, *written)
 
 

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from hashsolve import checks
 from hashsolve.activations import DTYPES
-from hashsolve.network import Layer, Network, select, units
+from hashsolve.network import Layer, Network, calls_of, select, units
 
 MEMORY = 384 * 2**20
 """Bytes that libraries and blocks of rows take, whatever the layer and the number of rows."""
@@ -106,9 +106,8 @@ def estimate(
         shift = asym and bool(residual) and bool(unit[0].shortcut)
         calls = []
         for layer in unit:
-            found = network.layer_input(layer.name, first, binarized=False)
-            found = found if isinstance(found, (list, tuple)) else [found]
-            calls += [(layer, layer.geometry.samples(np.asarray(maps))) for maps in found]
+            found = calls_of(network.layer_input(layer.name, first, binarized=False))
+            calls += [(layer, layer.geometry.samples(maps)) for maps in found]
         rows.append(_row(calls, share, asym, shift, dtype, copies))
     activations = [row["activations"] for row in rows]
     disk = sum(activations) if keep_activations else max(activations)

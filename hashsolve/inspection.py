@@ -66,7 +66,7 @@ def _checkpoint(file: Any) -> dict[str, Any]:
             "open_subproblems": len(left),
             "nodes": int(state["nodes"][()]),
         }
-    open_columns = sum(column["open_subproblems"] > 0 for column in columns.values())
+    open_columns = sum(bool(column["open_subproblems"]) for column in columns.values())
     found = {"kind": "checkpoint", "columns": len(columns), "open_columns": open_columns}
     return {**found, "problem": attribute(file, "problem"), **columns}
 

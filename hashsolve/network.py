@@ -104,6 +104,11 @@ class ResidualNetwork(Network, Protocol):
         before the two are added."""
 
 
+def calls_of(inputs: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What `Network.layer_input` gave, one array a call."""
+    return list(inputs) if isinstance(inputs, (list, tuple)) else [np.asarray(inputs)]
+
+
 def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
     """The layers to binarise: all but those that ``skip`` names.
 

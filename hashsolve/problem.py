@@ -138,7 +138,7 @@ class Problem:
     def from_sums(cls, sums: Sums, weights: np.ndarray | None = None, **variant: Any) -> Problem:
         """The problem of `hashsolve.sums.Sums`; where those hold no target, Y = X̂ᵀW."""
         gram = sums.finish().gram  # it changes no more, so no copy is needed
-        if sums.energy.size:
+        if weights is None or sums.energy.size:
             cross, energy, target_sum = sums.cross, sums.energy, sums.target_sum
         else:
             # by columns of magnitude 1, so that only the results can leave the range
@@ -239,6 +239,7 @@ class Problem:
         """The problem whose loss is this one's at the best intercepts: sums less their means."""
         if not self.intercept:
             return self
+        assert self.input_sum is not None and self.target_sum is not None
         mean = self.input_sum / self.row_weight
         gram = self.gram - np.outer(self.input_sum, self.input_sum) / self.row_weight
         cross = self.cross - np.outer(mean, self.target_sum)
@@ -264,6 +265,7 @@ class Problem:
         from sums that may be far larger than what is left."""
         if not self.intercept:
             return np.zeros(self.columns)
+        assert self.input_sum is not None
         explained = (np.abs(self.input_sum) @ np.abs(weight)) ** 2 / self.row_weight
         return 1e-13 * (self.energy + explained)
 
@@ -344,7 +346,7 @@ class Problem:
             if a is not None and not np.array_equal(a, b):
                 raise ValueError(f"cannot add {self!r} and {other!r}: {field} differ")
         added = ("gram", "cross", "energy", "rows", "row_weight", "input_sum", "target_sum")
-        sums = {
+        sums: dict[str, Any] = {
             field: None
             if getattr(self, field) is None
             else getattr(self, field) + getattr(other, field)

@@ -85,9 +85,11 @@ def read_problem(
             names = (*SUMS, *_OPTIONAL, *_NUMBERS, "X", "W", "Y", "X_reference")
             known = {name: _member(arrays, name, source) for name in names if name in arrays}
             if all(name in known for name in SUMS):
-                numbers = {name: known[name].item() for name in _NUMBERS if name in known}
-                sums = {name: known[name] for name in (*SUMS, *_OPTIONAL) if name in known}
-                return Problem(**sums, **numbers, name=path.stem)
+                fields: dict[str, Any] = {
+                    **{name: known[name] for name in (*SUMS, *_OPTIONAL) if name in known},
+                    **{name: known[name].item() for name in _NUMBERS if name in known},
+                }
+                return Problem(**fields, name=path.stem)
             if "X" in known and ("W" in known or "Y" in known):
                 w, y, r = (known.get(name) for name in ("W", "Y", "X_reference"))
                 return Problem.from_arrays(known["X"], w, target=y, reference=r, name=path.stem)
@@ -149,8 +151,8 @@ def read_codes(source: str) -> Claims:
         with _npz(path) as arrays:
             wanted = ("codes", "scales")
             known = [name for name in Claims._fields if name in arrays or name in wanted]
-            claims = Claims(**{name: _member(arrays, name, source) for name in known})
-            return claims._replace(method=str(claims.method))
+            fields: dict[str, Any] = {name: _member(arrays, name, source) for name in known}
+            return Claims(**fields | {"method": str(fields.get("method", ""))})
     solution = Solution.load(path)
     return Claims(*(getattr(solution, name) for name in Claims._fields))
 
