@@ -395,7 +395,8 @@ class Problem:
         with open_h5(path) as file:
             node = file.get(group)
             if not isinstance(node, h5py.Group):
-                raise ValueError(f"{path}: no group {group!r}; it holds {sorted(file)}")
+                hint = did_you_mean(group.strip("/"), file)
+                raise ValueError(f"{path}: no group {group!r}; it holds {sorted(file)}{hint}")
             missing = [f for f in ("gram", "cross", "energy") if f not in node]
             if missing:
                 raise ValueError(

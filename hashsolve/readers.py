@@ -16,6 +16,7 @@ import numpy as np
 from hashsolve.files import MAX_COMPRESSION, open_h5
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution
+from hashsolve.suggest import did_you_mean
 
 SUMS = ("gram", "cross", "energy")
 _OPTIONAL = ("weights", "fixed_scales", "input_sum", "target_sum")
@@ -47,7 +48,10 @@ def open_array(source: str) -> Iterator[Any]:
                 node = next(iter(node.values()))  # a file that holds one array needs no name
             if not isinstance(node, h5py.Dataset):
                 names = ", ".join(sorted(file))
-                raise ValueError(f"{source}: name a data set, as in {path}:/NAME; it holds {names}")
+                hint = did_you_mean(inside, file)
+                raise ValueError(
+                    f"{source}: name a data set, as in {path}:/NAME; it holds {names}{hint}"
+                )
             yield node
 
 
@@ -199,7 +203,9 @@ def split(source: str) -> tuple[Path, str]:
     if Path(path).is_dir():
         raise ValueError(f"{path}: a folder; name a file")
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
+        parent = Path(path).parent
+        beside = [str(parent / name) for name in os.listdir(parent)] if parent.is_dir() else []
+        raise ValueError(f"{path}: no such file{did_you_mean(path, beside)}")
     return Path(path), inside.strip("/")
 
 
@@ -233,7 +239,8 @@ def _member(arrays: Any, name: str, source: str) -> np.ndarray:
     if not name:
         raise ValueError(f"{source}: name an array, as in {source}:{arrays.files[0]}; holds {held}")
     if name not in arrays:
-        raise ValueError(f"{source}: no array {name!r}; it holds {held}")
+        hint = did_you_mean(name, arrays.files)
+        raise ValueError(f"{source}: no array {name!r}; it holds {held}{hint}")
     try:
         _refuse_claims(arrays.zip, name)
         return arrays[name]

@@ -21,9 +21,10 @@ from small_network import calibration
 import hashsolve as hs
 from hashsolve import cli, options
 from hashsolve.control import EFFORTS
-from hashsolve.driver import DTYPES, PROPAGATIONS
+from hashsolve.activations import DTYPES
 from hashsolve.levels import LEVELS
 from hashsolve.methods import METHODS
+from hashsolve.plan import PROPAGATIONS
 
 NETWORKS = '''
 import os, pathlib, time
