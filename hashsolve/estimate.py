@@ -129,10 +129,9 @@ def estimate(
             calls += [(layer, layer.geometry.samples(maps)) for maps in found]
         passes = (time.perf_counter() - begun) * share * (2 if asym else 1)
         shift = asym and unit[0].name in plan.settings["residual"]
-        row = _row(
-            calls, share, asym, shift, plan.settings["dtype"], COPIES.get(method, MOST_COPIES)
-        )
-        row["seconds"] = speed.seconds(row, passes, asym)
+        copies = COPIES.get(method, MOST_COPIES)
+        row = _row(calls, share, asym, shift, plan.settings["dtype"], copies)
+        row["seconds"] = None if speed is None else speed.seconds(row, passes, asym)
         rows.append(row)
     activations = [row["activations"] for row in rows]
     disk = sum(activations) if keep_activations else max(activations)

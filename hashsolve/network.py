@@ -156,7 +156,9 @@ def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
 
 def _patterns(names: Sequence[str]) -> list[str]:
     """Names, and the globs of what is inside a block: "layer1.*"."""
-    blocks = {name.rsplit(".", depth)[0] for name in names for depth in range(1, 1 + name.count("."))}
+    blocks = {
+        name.rsplit(".", depth)[0] for name in names for depth in range(1, 1 + name.count("."))
+    }
     return [*names, *(f"{block}.*" for block in sorted(blocks))]
 
 

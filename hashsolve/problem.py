@@ -12,6 +12,7 @@ import numpy as np
 from hashsolve import checks
 from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
 from hashsolve.packing import combine
+from hashsolve.suggest import did_you_mean
 from hashsolve.sums import Sums, in_range, sum_arrays
 from hashsolve.threads import magnitudes_times, one_blas_thread, product
 from hashsolve.validation import CONSTANT, validated

@@ -20,8 +20,8 @@ from small_network import calibration
 
 import hashsolve as hs
 from hashsolve import cli, options
-from hashsolve.control import EFFORTS
 from hashsolve.activations import DTYPES
+from hashsolve.control import EFFORTS
 from hashsolve.levels import LEVELS
 from hashsolve.methods import METHODS
 from hashsolve.plan import PROPAGATIONS
