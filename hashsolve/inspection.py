@@ -71,7 +71,7 @@ def inspect(path: Path) -> dict[str, Any]:
         return _solution(path)
     if not groups:
         raise ValueError(
-            f"{path}: no problem, solution or activations, nor any other file of ours; it holds {names}"
+            f"{path}: no problem, solution or activations, nor what else we write; it holds {names}"
         )
     problems = {group: _problem(Problem.load(path, group)) for group in groups}
     if "/" in problems:

@@ -25,7 +25,7 @@ class OneOf(click.ParamType):
         """The name itself; a ValueError that says the nearest where it is unknown."""
         from hashsolve.checks import choice
 
-        return choice(value, param.opts[-1] if param else self.name, self.names)
+        return choice(value, _name_of(param) if param else self.name, self.names)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -35,6 +35,11 @@ class OneOf(click.ParamType):
 
     def __str__(self) -> str:
         return f"{', '.join(self.names[:-1])} or {self.names[-1]}"
+
+
+def _name_of(param: click.Parameter) -> str:
+    """As it is written: --option, ARGUMENT."""
+    return param.opts[-1] if isinstance(param, click.Option) else param.opts[-1].upper()
 
 
 METHOD = OneOf("sign", "dcc", "one_flip", "babai", "beam", "tabu", "exact", "auto")
@@ -56,13 +61,9 @@ def problem_options(command: Callable) -> Callable:
         return click.option(name, metavar=letter, type=FILE, help=text)
 
     for option in (
-        click.option(
-            "--reference", metavar="X", type=FILE, help="Array X: the target is Y = X'W (asym)."
-        ),
+        array("--reference", "X", "Array X: the target is Y = X'W (asym)."),
         array("--target", "Y", "Array Y (N, T): the target itself."),
-        click.option(
-            "--weights", metavar="W", type=FILE, help="Array W (S, T): PROBLEM is then X (S, N)."
-        ),
+        array("--weights", "W", "Array W (S, T): PROBLEM is then X (S, N)."),
         click.argument("problem", type=FILE),
     ):
         command = option(command)
