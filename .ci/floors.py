@@ -14,3 +14,4 @@ for name, versions in sorted(floors.items()):
     if name != "torch":
         highest = max(versions, key=lambda version: [int(part) for part in version.split(".")])
         print(f"{name}=={highest}")
+print("pyparsing<3.3")  # of matplotlib's age: newer ones warn of what it calls

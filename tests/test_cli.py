@@ -287,7 +287,7 @@ MISTAKES = {
     "slove problem.h5": "no command 'slove'; did you mean 'solve'?",
     "completion zch": "SHELL: 'zch' is not one of 'bash', 'zsh', 'fish'; did you mean 'zsh'?",
     "solve": "Missing argument 'PROBLEM'",
-    "solve problem.h5 --efort fast": "Did you mean '--effort'?",
+    "solve problem.h5 --efort fast": "--effort",
     "solve problem.h5 --method tabuu": "did you mean 'tabu'?",
     "solve problem.h5 --effort throough": "did you mean 'thorough'?",
     "solve problem.h5 --seed x": "--seed",

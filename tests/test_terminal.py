@@ -163,7 +163,7 @@ def test_time_left():
 
 
 def test_unknown_options_are_suggested(refused):
-    assert "Did you mean '--against'?" in refused("report", "run", "--againts", "dcc")
+    assert "--against" in refused("report", "run", "--againts", "dcc")
     assert "did you mean 'beam'?" in refused("report", "run", "--against", "baem")
 
 
