@@ -271,7 +271,8 @@ def shard_sums(
     shape = (samples.stop - samples.start, *inputs.shape[1:])
     for block, lines in geometry.blocks(shape, block_rows(size)):
         seen = slice(samples.start + block.start, samples.start + block.stop)
-        shown, reference_maps, added = (None if m is None else m[seen] for m in maps)
+        shown = inputs[seen]
+        reference_maps, added = (None if m is None else m[seen] for m in (reference, shift))
         if reference_maps is None and reference is not None:
             reference_maps = shown
         for group, (w, total) in enumerate(zip(matrices, sums, strict=True)):
@@ -303,7 +304,8 @@ def _sum_by_lags(
     step = chunk * max(1, _SLAB_BYTES // bytes_each)
     for start in range(samples.start, samples.stop, step):
         slab = slice(start, min(start + step, samples.stop))
-        inputs, reference, shift = (None if m is None else m[slab] for m in maps)
+        inputs = maps.inputs[slab]
+        reference, shift = (None if m is None else m[slab] for m in maps[1:])
         for group, part in enumerate(lagged):
             cut = slice(group * channels, (group + 1) * channels)
             own = slice(group * filters, (group + 1) * filters)

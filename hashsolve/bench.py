@@ -252,6 +252,6 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("first_use", f"first solve, {len(startup['kernels'])} kernels compiled"),
         ("from_cache", "first solve, kernels from the cache"),
     ):
-        limit = LIMITS["startup"].get(key)
-        table.append((f"  {what}", f"{startup[key]:.2f}", f"≤ {limit:g}" if limit else ""))
+        most = LIMITS["startup"].get(key)
+        table.append((f"  {what}", f"{startup[key]:.2f}", f"≤ {most:g}" if most else ""))
     return table

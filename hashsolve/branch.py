@@ -266,12 +266,12 @@ def _subproblem(
     sharper, _ = improve_diagonal(
         small_gram, small_cross[None], small_energy, found, free, BARRIER / 4, 6, loss, BARRIER / 4
     )
-    trees = [
+    planted = [
         _plant(*problem, candidate, free, share)
         for candidate in (inherited, found, sharper)
         for share in ENERGY_SHARES
     ]
-    trees = [tree for tree in trees if tree is not None]
+    trees = [tree for tree in planted if tree is not None]
     # The smallest of many estimates is likely one that is too small: the best are estimated anew.
     for keep, width in ((2, WIDTH), (1, 3 * WIDTH)):
         sizes = [

@@ -155,18 +155,18 @@ def verify(
     slack = tolerance + 1e-13 * size + centring
     if claimed_loss is not None:
         claimed = _claim(claimed_loss, loss, "claimed loss", violations)
-        for t in np.flatnonzero(~(np.abs(claimed - loss) <= slack)):
-            violations.append(f"column {t}: claims loss {claimed[t]:.9g}, has {loss[t]:.9g}")
+        for bad in np.flatnonzero(~(np.abs(claimed - loss) <= slack)):
+            violations.append(f"column {bad}: claims loss {claimed[bad]:.9g}, has {loss[bad]:.9g}")
     if problem.free_scale:
-        for t in np.flatnonzero(loss < -slack):
-            violations.append(f"column {t}: loss {loss[t]:.6g} < 0: the energies are too small")
+        for bad in np.flatnonzero(loss < -slack):
+            violations.append(f"column {bad}: loss {loss[bad]:.6g} < 0: the energies are too small")
 
     bound, bound_name = _bounds(problem)
     bound = bound - centring
     if problem.free_scale:
         bound = np.maximum(bound, 0.0)
-    for t in np.flatnonzero(loss < bound - slack):
-        violations.append(f"column {t}: loss {loss[t]:.9g} is below the bound {bound[t]:.9g}")
+    for bad in np.flatnonzero(loss < bound - slack):
+        violations.append(f"column {bad}: loss {loss[bad]:.9g} is below the bound {bound[bad]:.9g}")
     unconfirmed = []
     if claimed_bound is not None:
         claimed = _claim(claimed_bound, bound, "claimed bound", violations)
@@ -216,7 +216,8 @@ def _intercept(
         return []
     if not problem.intercept:
         return ["intercept: the problem asks for none"]
-    best, found = problem.intercepts(codes, scales), []
+    best = problem.intercepts(codes, scales)
+    found: list[str] = []
     claimed = _claim(intercept, best, "intercept", found)
     # its own share of the loss, N·(difference)², against the energy
     excess = problem.row_weight * (claimed - best) ** 2
@@ -283,8 +284,9 @@ def _unusable(problem: Problem, codes: Any, scales: Any) -> list[str]:
         scales = checks.array(scales, "scales", (1, 2))[...]
     except ValueError as error:
         return [str(error)]
-    names, shape = "(S, T)", (problem.inputs, problem.columns)
-    scale_names, scale_shape = "(T,)", shape[1:]
+    shape: tuple[int, ...] = (problem.inputs, problem.columns)
+    scale_shape: tuple[int, ...] = (problem.columns,)
+    names, scale_names = "(S, T)", "(T,)"
     if problem.bases > 1:
         names, shape = "(M, S, T)", (problem.bases, *shape)
         scale_names, scale_shape = "(M, T)", (problem.bases, problem.columns)
@@ -305,8 +307,10 @@ def _unusable(problem: Problem, codes: Any, scales: Any) -> list[str]:
     for place in np.argwhere(~(np.isfinite(scales) & (scales >= 0))):
         value = scales[tuple(place)]
         found.append(f"column {place[-1]}: scale {value} is not a finite number >= 0")
-    if not problem.free_scale and not found:
-        for t in np.flatnonzero(scales != problem.fixed_scales):
-            fixed = problem.fixed_scales[t]
-            found.append(f"column {t}: scale {scales[t]:.9g} differs from the fixed {fixed:.9g}")
+    if problem.fixed_scales is not None and not found:
+        for column in np.flatnonzero(scales != problem.fixed_scales):
+            fixed = problem.fixed_scales[column]
+            found.append(
+                f"column {column}: scale {scales[column]:.9g} differs from the fixed {fixed:.9g}"
+            )
     return found

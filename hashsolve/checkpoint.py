@@ -43,8 +43,8 @@ class Checkpoint:
             return cls(None, "")
         fingerprint = digest(instance.gram, instance.cross, instance.energy, int(instance.free))
         made = cls(Path(path), fingerprint)
-        if made.path.exists():
-            with open_h5(made.path) as file:
+        if Path(path).exists():
+            with open_h5(path) as file:
                 if attribute(file, "problem") != fingerprint:
                     raise ValueError(f"{path}: a checkpoint of another problem; name another file")
                 for name, group in file.items():

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from hashsolve.suggest import did_you_mean
+
 
 def array(value: Any, name: str, ndim: int | tuple[int, ...]) -> np.ndarray:
     """A real numeric array of the wanted number of dimensions, not empty; dtype unchanged.
@@ -48,6 +50,7 @@ def matrix(value: Any, name: str, ndim: int | tuple[int, ...] = 2) -> np.ndarray
 
 def whole(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
     """A whole number in [least, most], as int; a ValueError for anything else, bool included."""
+    number: int | None
     try:
         number = operator.index(value)
     except TypeError:
@@ -70,10 +73,7 @@ def positive(value: Any, name: str, unit: str = "") -> float:
 
 def choice(value: str, name: str, allowed: Any) -> str:
     """The value, if it is one of ``allowed``; else a ValueError with the nearest of them."""
-    import difflib
-
     if value in allowed:
         return value
-    near = difflib.get_close_matches(str(value), list(allowed), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}{hint}")
+    names = ", ".join(map(repr, allowed))
+    raise ValueError(f"{name}: {value!r} is not one of {names}{did_you_mean(value, allowed)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,17 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from hashsolve import checks
-from hashsolve.activations import DTYPES
-from hashsolve.control import EFFORTS
-from hashsolve.files import digest, update
+from hashsolve.files import digest
 from hashsolve.layer_run import LayerResult, do_layer, layer_batches
-from hashsolve.methods import METHODS
-from hashsolve.network import Layer, Network, ResidualNetwork, select, units
+from hashsolve.network import Network, units
+from hashsolve.plan import Plan, make_plan
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
 
-PROPAGATIONS = ("asym", "symfp", "symqt")
 logger = logging.getLogger("hashsolve")
 
 
@@ -153,66 +148,30 @@ def binarize(
     RuntimeError
         Where a method ends worse than sign(W) with its best scale.
     """
-    checks.choice(method, "method", METHODS)
-    checks.choice(effort, "effort", EFFORTS)
-    checks.choice(propagation, "propagation", PROPAGATIONS)
-    checks.choice(dtype, "dtype", DTYPES)
-    seed = checks.whole(seed, "seed", 0)
-    try:
-        once = iter(calibration) is calibration
-    except TypeError:
-        raise ValueError(
-            f"calibration: expected batches to go through, got {type(calibration).__name__}"
-        ) from None
-    if once:
-        raise ValueError(
-            "calibration: this iterator can be gone through only once, but each layer needs a "
-            "pass; give a list, an array of batches or a loader"
-        )
-    first = next(iter(calibration), None)
-    if first is None:
-        raise ValueError("calibration: it holds no batches")
-    layers = select(network.layers(first), skip)
-    state = hashlib.sha256()
-    for batch in calibration:  # one at a time: they need not fit in memory
-        update(batch, state)
-    data = state.hexdigest()
-    settings = {
-        "method": method,
-        "effort": effort,
-        "propagation": propagation,
-        "seed": seed,
-        "dtype": dtype,
-        "residual": _residual(network, layers, residual, propagation),
-        "intercept": _intercept(layers, intercept),
-        "scale_group": _scale_group(layers, scale_group),
-        "fixed_scales": None
-        if fixed_scales is None
-        else checks.positive(fixed_scales, "fixed_scales"),
-    }
-    if scale_group is not None and fixed_scales is not None:
-        raise ValueError("scale_group and fixed_scales: give one of them")
-    weights = {layer.name: digest(network.weight(layer.name)) for layer in layers}
-    fingerprints = {
-        "weights": digest(weights, network.state()),
-        "calibration data": data,
-        "geometry": digest(
-            [[layer.name, *map(str, _shape_of(layer))] for layer in layers],
-        ),
-        "settings": digest(settings),
-    }
+    plan = make_plan(
+        network,
+        calibration,
+        method,
+        effort,
+        propagation,
+        skip=skip,
+        seed=seed,
+        dtype=dtype,
+        residual=residual,
+        intercept=intercept,
+        scale_group=scale_group,
+        fixed_scales=fixed_scales,
+    )
     begun = time.perf_counter()
     results: list[LayerResult] = []
     with RunFolder(run_dir) as folder:
-        folder.begin(fingerprints, settings, resume)
+        folder.begin(plan.fingerprints, plan.settings, resume)
         try:
             for result in _layer_results(
                 network,
                 calibration,
-                layers,
+                plan,
                 folder,
-                data,
-                settings,
                 keep_activations,
                 client,
                 progress,
@@ -221,7 +180,7 @@ def binarize(
                 result.write(network)
             seconds = time.perf_counter() - begun
             rows = [result.row for result in results]
-            summary = _summary(results, settings, fingerprints, seconds)
+            summary = _summary(results, plan, seconds)
             summary["remarks"] = list(getattr(network, "remarks", ()))
             report = Report(rows, summary)
             report.save(folder.path)
@@ -233,81 +192,18 @@ def binarize(
     return Run(results, report, folder.path)
 
 
-def _shape_of(layer: Layer) -> tuple[Any, ...]:
-    return layer.geometry, layer.shape, layer.calls, layer.shares, layer.shortcut, layer.constant
-
-
-def _auto_or_bool(value: str | bool, name: str) -> None:
-    if value != "auto" and not isinstance(value, bool):
-        raise ValueError(f"{name}: {value!r} is not one of 'auto', True, False")
-
-
-def _residual(
-    network: Network, layers: list[Layer], residual: str | bool, propagation: str
-) -> list[str]:
-    """The layers whose targets make up for a shortcut."""
-    _auto_or_bool(residual, "residual")
-    if residual is True and propagation != "asym":
-        raise ValueError(
-            f"residual: with propagation {propagation!r} a target knows nothing of the binarised "
-            "network; use 'asym'"
-        )
-    found = []
-    if residual and propagation == "asym" and isinstance(network, ResidualNetwork):
-        found = [layer.name for layer in layers if layer.shortcut and layer.calls == 1]
-    if residual is True and not found:
-        raise ValueError(
-            "residual: the network shows no layer whose output is added to a shortcut; use 'auto', "
-            "or name the shortcuts to the adapter"
-        )
-    return found
-
-
-def _intercept(layers: list[Layer], intercept: str | bool) -> list[str]:
-    """The layers whose filters get a constant."""
-    _auto_or_bool(intercept, "intercept")
-    if not intercept:
-        return []
-    found, without = [], []
-    for unit in units(layers):
-        takes = len(unit) == 1 and unit[0].constant is not None
-        (found if takes else without).append(unit[0].name)
-    if intercept is True and without:
-        raise ValueError(
-            f"intercept: layer {without[0]} has no bias of its own and no normalisation behind it "
-            "that could take it up: add it to skip, give it a bias, or use intercept='auto'"
-        )
-    return found
-
-
-def _scale_group(layers: list[Layer], group: int | None) -> int | None:
-    """Inputs a scale, checked against every layer."""
-    if group is None:
-        return None
-    group = checks.whole(group, "scale_group", 1)
-    for layer in layers:
-        if layer.fan_in % group:
-            raise ValueError(
-                f"scale_group: {group} does not divide the {layer.fan_in} inputs of layer "
-                f"{layer.name}: choose a divisor, or add it to skip"
-            )
-    return group
-
-
 def _layer_results(
     network: Network,
     calibration: Iterable[Any],
-    layers: list[Layer],
+    plan: Plan,
     folder: RunFolder,
-    data: str,
-    settings: dict[str, Any],
     keep_activations: bool,
     client: Any,
     progress: Callable[[str, int, int, str], Any] | None,
 ) -> Iterator[LayerResult]:
     """Each layer, done or taken up; it must be written into the network before the next."""
     prefix = ""
-    together = units(layers)
+    together = units(plan.layers)
     for index, unit in enumerate(together):
         layer = unit[0]
         say = partial(progress or (lambda *_: None), layer.name, index, len(together))
@@ -315,9 +211,9 @@ def _layer_results(
         if isinstance(found, str):
             if found:
                 logger.warning("%s; layer %s is done again", found, layer.name)
-            maps = layer_batches(network, calibration, data, unit, settings, index > 0)
+            maps = layer_batches(network, calibration, plan.data, unit, plan.settings, index > 0)
             result = do_layer(
-                network, maps, unit, folder, settings, prefix, keep_activations, client, say
+                network, maps, unit, folder, plan.settings, prefix, keep_activations, client, say
             )
         else:
             say("resumed")
@@ -325,27 +221,26 @@ def _layer_results(
             result = LayerResult(layer, found[0], found[1]["row"], sharers)
         yield result
         solution = result.solution
-        written = (solution.codes, solution.scales)
+        written = [solution.codes, solution.scales]
         if solution.intercept is not None:
-            written += (solution.intercept,)
+            written.append(solution.intercept)
         prefix = digest(prefix, *written)
 
 
 def _summary(
     results: list[LayerResult],
-    settings: dict[str, Any],
-    fingerprints: dict[str, str],
+    plan: Plan,
     seconds: float,
 ) -> dict[str, Any]:
     return {
-        **settings,
+        **plan.settings,
         "layers": len(results),
         "mean_relative_error": float(np.mean([result.relative_error for result in results])),
         "bits_before": sum(result.row["bits_before"] for result in results),
         "bits_after": sum(result.row["bits_after"] for result in results),
         "seconds": round(seconds, 3),
         "codes_sha256": digest([result.row["codes_sha256"] for result in results]),
-        "fingerprints": fingerprints,
+        "fingerprints": plan.fingerprints,
         "versions": {
             package: version(package) for package in ("hashsolve", "numpy", "scipy", "numba")
         },

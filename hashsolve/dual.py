@@ -228,7 +228,7 @@ def cholesky_error(gram: Array, diagonal: Array | float = 0.0) -> float:
     return float(2.0 * (len(gram) + 4) * UNIT_ROUNDOFF * trace) + np.finfo(float).tiny
 
 
-def factorise(gram: Array, diagonal: Array) -> Array | None:
+def factorise(gram: Array, diagonal: Array | float) -> Array | None:
     """Lower Cholesky factor of ``gram + diag(diagonal)``, or None."""
     matrix = gram.copy()
     matrix.ravel()[:: len(gram) + 1] += diagonal

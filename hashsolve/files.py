@@ -60,8 +60,8 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-        for number in waiting:
-            signal.raise_signal(number)
+        for late in waiting:
+            signal.raise_signal(late)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

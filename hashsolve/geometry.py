@@ -12,6 +12,12 @@ import numpy as np
 PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
+def pad(maps: np.ndarray, widths: Sequence[tuple[int, int]], mode: str) -> np.ndarray:
+    """Maps with (before, after) added along each axis, in a `padding_mode`."""
+    kind: Any = PAD_MODES[mode]
+    return np.pad(maps, widths, mode=kind)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """The geometry of a convolution in 1, 2 or 3 dimensions, or of a linear layer.
@@ -116,7 +122,7 @@ class Geometry:
 
     def padded(self, spatial: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """The padding (before, after) along each axis for maps of this size."""
-        if self.padding != "same":
+        if not isinstance(self.padding, str):
             return self.padding
         pads = []
         for size, k, s, d in zip(spatial, self.kernel, self.stride, self.dilation, strict=True):
@@ -201,17 +207,18 @@ class Geometry:
         shape = (last - first, *positions[1:])
         pads = ((0, 0), (0, 0), *self.padded(maps.shape[2:]))
         if any(pad != (0, 0) for pad in pads):
-            maps = np.pad(maps, pads, mode=PAD_MODES[self.padding_mode])
+            maps = pad(maps, pads, self.padding_mode)
         origin = (first, *(0 for _ in positions[1:]))
         result = np.empty((share, *self.kernel, maps.shape[0], *shape))
         for tap in itertools.product(*map(range, self.kernel)):
-            window = tuple(
+            window: list[Any] = list(
                 slice(t * d + o * s, t * d + (o + n - 1) * s + 1, s)
                 for t, d, s, o, n in zip(
                     tap, self.dilation, self.stride, origin, shape, strict=True
                 )
             )
-            result[(slice(None), *tap)] = maps[(slice(None), slice(None), *window)].swapaxes(0, 1)
+            into: tuple[Any, ...] = (slice(None), *tap)
+            result[into] = maps[:, :, *window].swapaxes(0, 1)
         return result.reshape(share * int(np.prod(self.kernel)), -1)
 
     def blocks(self, shape: Sequence[int], max_rows: int) -> Iterator[tuple[slice, slice]]:

@@ -46,14 +46,14 @@ class Instance:
     @classmethod
     def of(cls, problem: Problem) -> Instance:
         """Normalise a problem."""
-        live = problem.gram.any(axis=1)
+        live: np.ndarray = np.asarray(problem.gram.any(axis=1))
         peak = max(problem.gram.max(), -problem.gram.min()) or 1.0
         half = (np.frexp(peak)[1] + 1) // 2  # inputs are measured in units of 2**half
         gram = problem.gram.copy() if live.all() else problem.gram[np.ix_(live, live)]
         np.ldexp(gram, -2 * half, out=gram)
         cross = problem.cross[live].T
         dead_pull = problem.cross[~live]
-        if problem.free_scale:
+        if problem.fixed_scales is None:
             exponent = (np.frexp(problem.energy)[1] + 1) // 2
             target_unit = np.ldexp(1.0, exponent)
             cross = np.ldexp(cross, -(half + exponent)[:, None])

@@ -22,7 +22,7 @@ from hashsolve.activations import (
 )
 from hashsolve.files import update
 from hashsolve.instance import signs
-from hashsolve.network import Layer, Network
+from hashsolve.network import Layer, Network, ResidualNetwork, calls_of
 from hashsolve.problem import Problem
 from hashsolve.runfolder import RunFolder
 from hashsolve.solution import Solution
@@ -90,7 +90,7 @@ class LayerResult:
 
 
 def layer_batches(
-    network: Network,
+    network: Network | ResidualNetwork,
     calibration: Iterable[Any],
     fingerprint: str,
     unit: Sequence[Layer],
@@ -120,7 +120,7 @@ def layer_batches(
                 binarized = kind == BINARIZED
                 for call, found in enumerate(_calls(network, layer, batch, binarized)):
                     maps[stream(kind, first + call)] = found
-                if aware:
+                if aware and isinstance(network, ResidualNetwork):
                     added = network.shortcut(layer.name, batch, binarized=binarized)
                     shift = np.asarray(added, dtype=np.float64) - shift
             if aware:  # full precision came first
@@ -135,14 +135,14 @@ def layer_batches(
 
 
 def _calls(network: Network, layer: Layer, batch: Any, binarized: bool) -> list[np.ndarray]:
-    found = network.layer_input(layer.name, batch, binarized=binarized)
-    found = list(found) if isinstance(found, (list, tuple)) else [found]
-    if len(found) != layer.calls:
+    """The inputs of each call of a layer, for one batch."""
+    calls = calls_of(network.layer_input(layer.name, batch, binarized=binarized))
+    if len(calls) != layer.calls:
         raise ValueError(
-            f"layer {layer.name} is reached {len(found)} times by one batch and {layer.calls} "
+            f"layer {layer.name} is reached {len(calls)} times by one batch and {layer.calls} "
             "times by the first: add it to skip"
         )
-    return found
+    return calls
 
 
 def do_layer(
@@ -201,7 +201,7 @@ def do_layer(
         if problem is not None:
             sign_loss += problem.loss(signs(w), _mean_magnitudes(w, variant)).sum()
             if method != "sign":
-                _not_worse_than_sign(problem, part)
+                _not_worse_than_sign(problem, w, part)
     row = _row(layer, sums[0].rows, solution, sign_loss, weights, time.perf_counter() - begun)
     row["calls"] = len(geometries)
     row["shortcut"] = layer.shortcut if layer.name in settings["residual"] else None
@@ -245,13 +245,13 @@ def _without_data(sums: Sums, weights: np.ndarray, variant: dict[str, Any]) -> S
     )
 
 
-def _not_worse_than_sign(problem: Problem, solution: Solution) -> None:
+def _not_worse_than_sign(problem: Problem, weights: np.ndarray, solution: Solution) -> None:
     scales = None
     if problem.scale_group is not None:  # its best scales are no closed form of each alone
         scales = _mean_magnitudes(
-            problem.weights, {"scale_group": problem.scale_group, "fixed_scales": None}
+            weights, {"scale_group": problem.scale_group, "fixed_scales": None}
         )
-    limit = problem.loss(signs(problem.weights), scales)
+    limit = problem.loss(signs(weights), scales)
     worse = solution.loss > limit + 1e-9 * problem.energy
     if worse.any():
         t = int(np.argmax(worse))

@@ -77,7 +77,7 @@ class _Column:
         self.c = problem.cross[:, t]
         self.energy = problem.energy[t]
         self.gram = problem.gram
-        self.scale = None if problem.free_scale else problem.fixed_scales[t]
+        self.scale = None if problem.fixed_scales is None else problem.fixed_scales[t]
         self.h = problem.gram @ self.b
         self.p = self.c @ self.b
         self.q = self.b @ self.h
@@ -143,7 +143,7 @@ def _scale_rows(problem: Problem, codes: np.ndarray, t: int) -> np.ndarray:
     """The vector that each scale of a column multiplies, (scales, S)."""
     if codes.ndim == 3:
         return codes[:, :, t].astype(float)
-    group = np.arange(problem.inputs) // problem.scale_group
+    group = np.arange(problem.inputs) // (problem.scale_group or problem.inputs)
     return (group == np.arange(group[-1] + 1)[:, None]) * codes[:, t].astype(float)
 
 

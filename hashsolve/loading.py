@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any
+
+from hashsolve.suggest import did_you_mean
 
 
 class Batches:
@@ -34,8 +35,7 @@ def load_object(spec: str) -> Any:
     try:
         return getattr(call(lambda: importlib.import_module(module), spec), name)
     except AttributeError:
-        near = difflib.get_close_matches(name, dir(sys.modules[module]), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, dir(sys.modules[module]))
         raise ValueError(f"{spec}: module {module} has no {name!r}{hint}") from None
     finally:
         sys.path.remove("")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hashsolve.geometry import Geometry
+from hashsolve.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,11 @@ class ResidualNetwork(Network, Protocol):
         """
 
 
+def calls_of(inputs: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What `Network.layer_input` gave, one array a call."""
+    return list(inputs) if isinstance(inputs, (list, tuple)) else [np.asarray(inputs)]
+
+
 def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
     """The layers to binarise: all but those that ``skip`` names.
 
@@ -192,8 +197,7 @@ def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
     for pattern in skip:
         matches = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
         if not matches:
-            near = difflib.get_close_matches(pattern, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; layers: {', '.join(names)}"
+            hint = did_you_mean(pattern, _patterns(names)) or f"; layers: {', '.join(names)}"
             raise ValueError(f"skip: {pattern!r} matches no layer{hint}")
         skipped |= matches
     selected = [layer for layer in layers if layer.name not in skipped]
@@ -208,6 +212,14 @@ def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
         if problem:
             raise ValueError(f"layer {layer.name} {problem}: add it to skip")
     return selected
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    """Names, and the globs of what is inside a block: "layer1.*"."""
+    blocks = {
+        name.rsplit(".", depth)[0] for name in names for depth in range(1, 1 + name.count("."))
+    }
+    return [*names, *(f"{block}.*" for block in sorted(blocks))]
 
 
 def _obstacle(layer: Layer, layers: dict[str, Layer], skipped: set[str]) -> str | None:

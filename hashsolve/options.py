@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+
+FILE = click.Path(readable=False)
+"""FILE, FILE:NAME or FILE.h5:/NAME; read later, but completed as a path."""
 
 
 class OneOf(click.ParamType):
@@ -21,10 +25,21 @@ class OneOf(click.ParamType):
         """The name itself; a ValueError that says the nearest where it is unknown."""
         from hashsolve.checks import choice
 
-        return choice(value, f"--{param.name}" if param else self.name, self.names)
+        return choice(value, _name_of(param) if param else self.name, self.names)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that begin so."""
+        return [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
 
     def __str__(self) -> str:
         return f"{', '.join(self.names[:-1])} or {self.names[-1]}"
+
+
+def _name_of(param: click.Parameter) -> str:
+    """As it is written: --option, ARGUMENT."""
+    return param.opts[-1] if isinstance(param, click.Option) else param.opts[-1].upper()
 
 
 METHOD = OneOf("sign", "dcc", "one_flip", "babai", "beam", "tabu", "exact", "auto")
@@ -41,11 +56,15 @@ def json_option(command: Callable) -> Callable:
 
 def problem_options(command: Callable) -> Callable:
     """The source of a problem, for commands that take one."""
+
+    def array(name: str, letter: str, text: str) -> Callable:
+        return click.option(name, metavar=letter, type=FILE, help=text)
+
     for option in (
-        click.option("--reference", metavar="X", help="Array X: the target is Y = X'W (asym)."),
-        click.option("--target", metavar="Y", help="Array Y (N, T): the target itself."),
-        click.option("--weights", metavar="W", help="Array W (S, T): PROBLEM is then X (S, N)."),
-        click.argument("problem"),
+        array("--reference", "X", "Array X: the target is Y = X'W (asym)."),
+        array("--target", "Y", "Array Y (N, T): the target itself."),
+        array("--weights", "W", "Array W (S, T): PROBLEM is then X (S, N)."),
+        click.argument("problem", type=FILE),
     ):
         command = option(command)
     return command

@@ -110,8 +110,8 @@ def read_layout(
     packed = {}
     for name, entry in layers.items():
         match entry:
-            case [[*shape], int(groups)] if all(type(n) is int and n > 0 for n in shape):
-                shape = tuple(shape)
+            case [[*sizes], int(groups)] if all(type(n) is int and n > 0 for n in sizes):
+                shape = tuple(sizes)
             case _:
                 raise ValueError(f"{path}: {name}: damaged: its shape reads {entry!r}")
         codes, scales = rest.pop(name + CODES, None), rest.pop(name + SCALES, None)

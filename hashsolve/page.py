@@ -161,7 +161,7 @@ def _pictures(run: Shown, against: str | None) -> dict[str, str]:
     except ModuleNotFoundError as error:
         raise ValueError(f"a page: {error}; pip install 'hashsolve[report]'") from None
     colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    style = {
+    style: dict[Any, Any] = {
         **dict.fromkeys(colours, INK),
         "svg.fonttype": "none",
         "text.parse_math": False,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from hashsolve.checks import finite
-from hashsolve.geometry import PAD_MODES
+from hashsolve.geometry import pad
 from hashsolve.lags import Cell, Plan, Range
 from hashsolve.sums import SMALLEST_SQUARE, Sums
 from hashsolve.threads import one_blas_thread, spread
@@ -28,7 +29,7 @@ class Planes:
         self.plan = plan
         self.count, self.channels = maps.shape[:2]
         if plan.pads is not None:
-            maps = np.pad(maps, plan.pads, mode=PAD_MODES[plan.geometry.padding_mode])
+            maps = pad(maps, plan.pads, plan.geometry.padding_mode)
         self.maps = maps
         lengths = [axis.length for axis in plan.axes]
         self.shape = (self.channels, lengths[0], self.count, *lengths[1:])
@@ -129,7 +130,7 @@ class Planes:
 
     def add_to_outputs(self, flat: np.ndarray, shift: np.ndarray) -> None:
         """Add values (n, T, *positions) to flat `outputs`, in place."""
-        places = (slice(0, axis.outputs) for axis in self.plan.axes[1:])
+        places: tuple[Any, ...] = tuple(slice(0, axis.outputs) for axis in self.plan.axes[1:])
         self._outputs(flat)[(..., *places)] += np.moveaxis(shift, 0, 2)
 
     def seen_with(self, tap: tuple[int, ...], outputs: np.ndarray) -> np.ndarray:
@@ -194,18 +195,18 @@ class LagSums:
         step = self.plan.samples(self.channels)
         chunks = [slice(start, start + step) for start in range(0, len(maps), step)]
 
-        def of(chunk: slice) -> list[np.ndarray | None]:
+        def of(chunk: slice) -> list[Any]:
             return [None if m is None else m[chunk] for m in (maps, reference, shift)]
 
         def alone(chunk: slice) -> dict[str, np.ndarray]:
             part = self._empty()
-            self._sum(part, *of(chunk), lambda job, items: [job(item) for item in items])
+            self._sum(lambda job, items: [job(item) for item in items], part, *of(chunk))
             return part
 
         with one_blas_thread():
             if self.channels >= _WIDE:
                 for chunk in chunks:
-                    self._sum(self.total, *of(chunk), spread)
+                    self._sum(spread, self.total, *of(chunk))
             else:
                 for part in spread(alone, chunks):
                     for field, value in part.items():
@@ -216,11 +217,11 @@ class LagSums:
     @np.errstate(over="ignore", under="ignore", invalid="ignore")
     def _sum(
         self,
+        each: Callable,
         into: dict[str, np.ndarray],
         maps: np.ndarray,
         reference: np.ndarray | None,
         shift: np.ndarray | None,
-        each: Callable,
     ) -> None:
         """Add the sums of a chunk; ``each`` runs a job for all items."""
         planes = Planes(self.plan, maps)

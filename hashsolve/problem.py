@@ -12,6 +12,7 @@ import numpy as np
 from hashsolve import checks
 from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
 from hashsolve.packing import combine
+from hashsolve.suggest import did_you_mean
 from hashsolve.sums import Sums, in_range, sum_arrays
 from hashsolve.threads import magnitudes_times, one_blas_thread, product
 from hashsolve.validation import CONSTANT, validated
@@ -149,7 +150,7 @@ class Problem:
             As in `Problem.from_arrays`.
         """
         gram = sums.finish().gram  # it changes no more, so no copy is needed
-        if sums.energy.size:
+        if weights is None or sums.energy.size:
             cross, energy, target_sum = sums.cross, sums.energy, sums.target_sum
         else:
             # by columns of magnitude 1, so that only the results can leave the range
@@ -257,6 +258,7 @@ class Problem:
         """The problem whose loss is this one's at the best intercepts: sums less their means."""
         if not self.intercept:
             return self
+        assert self.input_sum is not None and self.target_sum is not None
         mean = self.input_sum / self.row_weight
         gram = self.gram - np.outer(self.input_sum, self.input_sum) / self.row_weight
         cross = self.cross - np.outer(mean, self.target_sum)
@@ -282,6 +284,7 @@ class Problem:
         from sums that may be far larger than what is left."""
         if not self.intercept:
             return np.zeros(self.columns)
+        assert self.input_sum is not None
         explained = (np.abs(self.input_sum) @ np.abs(weight)) ** 2 / self.row_weight
         return 1e-13 * (self.energy + explained)
 
@@ -376,7 +379,7 @@ class Problem:
             if a is not None and not np.array_equal(a, b):
                 raise ValueError(f"cannot add {self!r} and {other!r}: {field} differ")
         added = ("gram", "cross", "energy", "rows", "row_weight", "input_sum", "target_sum")
-        sums = {
+        sums: dict[str, Any] = {
             field: None
             if getattr(self, field) is None
             else getattr(self, field) + getattr(other, field)
@@ -435,7 +438,8 @@ class Problem:
         with open_h5(path) as file:
             node = file.get(group)
             if not isinstance(node, h5py.Group):
-                raise ValueError(f"{path}: no group {group!r}; it holds {sorted(file)}")
+                hint = did_you_mean(group.strip("/"), file)
+                raise ValueError(f"{path}: no group {group!r}; it holds {sorted(file)}{hint}")
             missing = [f for f in ("gram", "cross", "energy") if f not in node]
             if missing:
                 raise ValueError(

@@ -16,6 +16,7 @@ import numpy as np
 from hashsolve.files import MAX_COMPRESSION, open_h5
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution
+from hashsolve.suggest import did_you_mean
 
 SUMS = ("gram", "cross", "energy")
 _OPTIONAL = ("weights", "fixed_scales", "input_sum", "target_sum")
@@ -47,7 +48,10 @@ def open_array(source: str) -> Iterator[Any]:
                 node = next(iter(node.values()))  # a file that holds one array needs no name
             if not isinstance(node, h5py.Dataset):
                 names = ", ".join(sorted(file))
-                raise ValueError(f"{source}: name a data set, as in {path}:/NAME; it holds {names}")
+                hint = did_you_mean(inside, file)
+                raise ValueError(
+                    f"{source}: name a data set, as in {path}:/NAME; it holds {names}{hint}"
+                )
             yield node
 
 
@@ -85,9 +89,11 @@ def read_problem(
             names = (*SUMS, *_OPTIONAL, *_NUMBERS, "X", "W", "Y", "X_reference")
             known = {name: _member(arrays, name, source) for name in names if name in arrays}
             if all(name in known for name in SUMS):
-                numbers = {name: known[name].item() for name in _NUMBERS if name in known}
-                sums = {name: known[name] for name in (*SUMS, *_OPTIONAL) if name in known}
-                return Problem(**sums, **numbers, name=path.stem)
+                fields: dict[str, Any] = {
+                    **{name: known[name] for name in (*SUMS, *_OPTIONAL) if name in known},
+                    **{name: known[name].item() for name in _NUMBERS if name in known},
+                }
+                return Problem(**fields, name=path.stem)
             if "X" in known and ("W" in known or "Y" in known):
                 w, y, r = (known.get(name) for name in ("W", "Y", "X_reference"))
                 return Problem.from_arrays(known["X"], w, target=y, reference=r, name=path.stem)
@@ -149,8 +155,8 @@ def read_codes(source: str) -> Claims:
         with _npz(path) as arrays:
             wanted = ("codes", "scales")
             known = [name for name in Claims._fields if name in arrays or name in wanted]
-            claims = Claims(**{name: _member(arrays, name, source) for name in known})
-            return claims._replace(method=str(claims.method))
+            fields: dict[str, Any] = {name: _member(arrays, name, source) for name in known}
+            return Claims(**fields | {"method": str(fields.get("method", ""))})
     solution = Solution.load(path)
     return Claims(*(getattr(solution, name) for name in Claims._fields))
 
@@ -197,7 +203,9 @@ def split(source: str) -> tuple[Path, str]:
     if Path(path).is_dir():
         raise ValueError(f"{path}: a folder; name a file")
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
+        parent = Path(path).parent
+        beside = [str(parent / name) for name in os.listdir(parent)] if parent.is_dir() else []
+        raise ValueError(f"{path}: no such file{did_you_mean(path, beside)}")
     return Path(path), inside.strip("/")
 
 
@@ -231,7 +239,8 @@ def _member(arrays: Any, name: str, source: str) -> np.ndarray:
     if not name:
         raise ValueError(f"{source}: name an array, as in {source}:{arrays.files[0]}; holds {held}")
     if name not in arrays:
-        raise ValueError(f"{source}: no array {name!r}; it holds {held}")
+        hint = did_you_mean(name, arrays.files)
+        raise ValueError(f"{source}: no array {name!r}; it holds {held}{hint}")
     try:
         _refuse_claims(arrays.zip, name)
         return arrays[name]

@@ -83,7 +83,7 @@ def one_flip_sweep(gram, free, tolerance, cross, codes, h, p, q, active, flips) 
 
 def best_scales(problem: Problem, codes: np.ndarray) -> np.ndarray:
     """α* = cᵀb / bᵀHb of each column (BWNH, eq. 6), 0 where bᵀHb is 0; or the fixed scales."""
-    if not problem.free_scale:
+    if problem.fixed_scales is not None:
         return problem.fixed_scales
     b = codes.astype(np.longdouble)
     p = (problem.cross * b).sum(axis=0)
@@ -105,6 +105,7 @@ def loss(problem: Problem, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 def separable(problem: Problem) -> np.ndarray:
     """The smallest loss of each column where the Gram matrix is zero and scales are given."""
+    assert problem.fixed_scales is not None
     return problem.energy - 2 * problem.fixed_scales * np.abs(problem.cross).sum(axis=0)
 
 
@@ -131,7 +132,7 @@ def brute_force(problem: Problem) -> np.ndarray:
     best = np.empty(problem.columns)
     for t in range(problem.columns):
         p = problem.cross[:, t] @ codes
-        if problem.free_scale:
+        if problem.fixed_scales is None:
             scale = np.divide(p, q, out=np.zeros_like(p), where=q > 1e-12 * q.max())
             found = problem.energy[t] - p * scale
             # below zero by no more than the rounding of the sums is zero

@@ -82,7 +82,7 @@ def least_pivots(matrix):
     order = np.arange(size)
     for k in range(size):
         i = k + np.argmin(np.diag(matrix)[k:])
-        swap = [k, i], [i, k]
+        swap = np.array([k, i]), np.array([i, k])
         order[swap[0]] = order[swap[1]]
         matrix[swap[0]] = matrix[swap[1]]
         matrix[:, swap[0]] = matrix[:, swap[1]]

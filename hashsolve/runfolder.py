@@ -68,18 +68,10 @@ class RunFolder:
             which differ.
         """
         manifest = self.path / "manifest.json"
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path}: not a folder")
+        self._refuse_place()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
-        if manifest.exists():
-            found = self._read(manifest)  # nothing is removed from a folder that is not a run's
-            if resume and any(self.layers.glob("*.solution.h5")):
-                self._check(found, fingerprints)
-            else:
-                self._clear()
-        elif not all(path.match(".manifest.json.*.part") for path in self.path.iterdir()):
-            raise ValueError(f"{self.path}: neither empty nor a run folder; name another run_dir")
+        if not self.check(fingerprints, resume):
+            self._clear()
         for stale in self.path.glob("**/.*.part"):  # what a killed writer left
             stale.unlink()
         if not manifest.exists():
@@ -89,6 +81,33 @@ class RunFolder:
         # only now: a folder that holds anything is known for a run by its manifest
         for folder in (self.layers, self.activations):
             folder.mkdir(exist_ok=True)
+
+    def check(self, fingerprints: dict[str, str], resume: bool) -> bool:
+        """Refuse what `begin` refuses, and write nothing; whether what is there is kept."""
+        self._refuse_place()
+        if not self.path.exists():
+            return True
+        if self._lock is None:
+            self._take_lock()
+        manifest = self.path / "manifest.json"
+        if not manifest.exists():
+            if all(path.match(".manifest.json.*.part") for path in self.path.iterdir()):
+                return True
+            raise ValueError(f"{self.path}: neither empty nor a run folder; name another run_dir")
+        found = self._read(manifest)  # nothing is removed from a folder that is not a run's
+        kept = resume and any(self.layers.glob("*.solution.h5"))
+        if kept:
+            self._compare(found, fingerprints)
+        return kept
+
+    def _refuse_place(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path}: not a folder")
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise ValueError(f"{self.path}: {there} is not a folder")
+        if not os.access(there, os.W_OK):
+            raise ValueError(f"{self.path}: {there} cannot be written to; name another run_dir")
 
     def _clear(self) -> None:
         """Remove a run's own files, by their names, and nothing else."""
@@ -110,7 +129,7 @@ class RunFolder:
             f"{manifest}: {why}; name another run_dir, or remove the folder if it is a run's"
         )
 
-    def _check(self, found: dict[str, Any], fingerprints: dict[str, str]) -> None:
+    def _compare(self, found: dict[str, Any], fingerprints: dict[str, str]) -> None:
         differ = [k for k, v in fingerprints.items() if found["fingerprints"].get(k) != v]
         if differ:
             raise ValueError(

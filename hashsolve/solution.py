@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -160,12 +160,13 @@ class Solution:
         if len(parts) == 1:
             return parts[0]
         worst = max(parts, key=lambda part: list(Status).index(part.status))
+        arrays: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts], axis=-1)
+            for name in ("codes", *cls._ARRAYS, *cls._OPTIONAL)
+            if getattr(parts[0], name) is not None
+        }
         return cls(
-            **{
-                name: np.concatenate([getattr(part, name) for part in parts], axis=-1)
-                for name in ("codes", *cls._ARRAYS, *cls._OPTIONAL)
-                if getattr(parts[0], name) is not None
-            },
+            **arrays,
             status=worst.status,
             method=parts[0].method,
             bound_name=worst.bound_name,
@@ -238,12 +239,15 @@ class Solution:
                 raise ValueError(f"{path}: not a solution file; it holds {sorted(file)}")
             steps = checks.finite(file["history"][()], f"{path}: damaged: history")
             history = tuple(Sweep(float(loss), int(flips)) for loss, flips in steps)
-            solution = cls(
-                codes=read_packed(file["codes"], str(path)),
+            fields: dict[str, Any] = {
                 **{name: file[name][()] for name in cls._ARRAYS},
                 **{name: file[name][()] for name in cls._OPTIONAL if name in file},
                 **{name: str(attribute(file, name)) for name in cls._TEXT},
                 **{name: attribute(file, name).item() for name in cls._NUMBERS},
+            }
+            solution = cls(
+                codes=read_packed(file["codes"], str(path)),
+                **fields,
                 status=Status[attribute(file, "status")],
                 history=history,
             )

@@ -207,7 +207,8 @@ def sum_arrays(
     if v is not None and (v.shape != (rows,) or (v < 0).any() or not v.any()):
         raise ValueError(f"{at}row_weights: must be {rows} numbers >= 0, not all 0")
 
-    summed_targets = 0 if y is None and ref is None else (w if y is None else y).shape[1]
+    source = y if y is not None or ref is None else w
+    summed_targets = 0 if source is None else source.shape[1]
     sums = Sums(size, summed_targets, name)
     step = block_rows(size)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -217,7 +218,7 @@ def sum_arrays(
             y_block = None
             if y is not None:
                 y_block = np.asarray(y[cut], dtype=np.float64).T
-            elif ref is not None:
+            elif ref is not None and w is not None:
                 block = np.asarray(ref[:, cut], dtype=np.float64)
                 y_block = product(w.T, finite(block, at + "reference (X)"))
             sums.add_block(x_block, y_block, None if v is None else v[cut])

@@ -153,7 +153,7 @@ def solve_groups(
     codes = signs(_weights(problem)) if start is None else start
     control = control.again()
     if method == "sign":
-        groups = np.abs(_weights(problem)).reshape(-1, problem.scale_group, problem.columns)
+        groups = np.abs(_weights(problem)).reshape(-1, _share(problem), problem.columns)
         scales = groups.mean(axis=1)
         control.note(float(problem.loss(codes, scales).sum()), 0)
         return _solution(problem, codes, scales, control.history, control.stop or Status.DONE)
@@ -164,9 +164,9 @@ def solve_groups(
     order = np.arange(problem.columns)
     for _ in range(_ROUNDS):
         order, flips = _group_round(problem, method, codes, scales, order, solve, control)
-        status = control.note(float(problem.loss(codes.T, scales.T).sum()), flips)
-        if status or not len(order):
-            status = status or Status.FIXPOINT
+        stop = control.note(float(problem.loss(codes.T, scales.T).sum()), flips)
+        if stop or not len(order):
+            status = stop or Status.FIXPOINT
             break
     return _solution(
         problem, codes.T, scales.T, control.history, control.stop or status or Status.SWEEP_LIMIT
@@ -191,12 +191,12 @@ def _group_round(
     flips = 0
 
     def loss(t: int, codes: np.ndarray, scales: np.ndarray) -> float:
-        u = codes * np.repeat(scales, problem.scale_group)
+        u = codes * np.repeat(scales, _share(problem))
         return problem.energy[t] - 2 * (cross[t] @ u) + u @ (gram @ u)
 
     def improve(i: int) -> np.ndarray:
         t = order[i]
-        factor = np.repeat(scales[t], problem.scale_group)
+        factor = np.repeat(scales[t], _share(problem))
         programme = Problem.from_quadratic(gram * factor * factor[:, None], cross[t] * factor)
         inner = control.again(threads=1)
         inner.callback = None  # it is told of whole rounds
@@ -206,7 +206,7 @@ def _group_round(
         nonlocal flips
         t = order[i]
         best = _group_scales(gram, cross[t : t + 1], found, scales.shape[1])
-        found, best = _canonical(found, best, problem.scale_group)
+        found, best = _canonical(found, best, _share(problem))
         if loss(t, found[0], best[0]) < (1 - _SETTLED) * loss(t, codes[t], scales[t]):
             flips += int((found[0] != codes[t]).sum())
             codes[t], scales[t] = found[0], best[0]
@@ -234,16 +234,21 @@ def _group_dcc(
     flips = np.zeros(len(codes), dtype=np.int64)
     active = np.ones(len(codes), dtype=np.bool_)
     for _ in range(control.budget(100, 1_000, 10_000)):
-        scales = _group_scales(gram, cross, codes, problem.inputs // problem.scale_group)
-        codes, scales = _canonical(codes, scales, problem.scale_group)
+        scales = _group_scales(gram, cross, codes, problem.inputs // _share(problem))
+        codes, scales = _canonical(codes, scales, _share(problem))
         settled = len(control.history) > 0 and not flips.any()
         stop = control.note(float(problem.loss(codes.T, scales.T).sum()), int(flips.sum()))
         if settled or stop:
             return codes, scales, stop or Status.FIXPOINT
-        h = (np.repeat(scales, problem.scale_group, axis=1) * codes) @ gram
+        h = (np.repeat(scales, _share(problem), axis=1) * codes) @ gram
         control.columns(group_dcc_sweep, (gram,), (cross, codes, h, scales, active, flips))
     scales = _group_scales(gram, cross, codes, scales.shape[1])
-    return *_canonical(codes, scales, problem.scale_group), Status.SWEEP_LIMIT
+    return *_canonical(codes, scales, _share(problem)), Status.SWEEP_LIMIT
+
+
+def _share(problem: Problem) -> int:
+    """How many inputs share a scale."""
+    return problem.scale_group or problem.inputs
 
 
 def _canonical(codes: np.ndarray, scales: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:

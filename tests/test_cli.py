@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,137 +14,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from small_network import calibration
+from commands import BINARIZE, environment, spawn
 
 import hashsolve as hs
 from hashsolve import cli, options
+from hashsolve.activations import DTYPES
 from hashsolve.control import EFFORTS
-from hashsolve.driver import DTYPES, PROPAGATIONS
 from hashsolve.levels import LEVELS
 from hashsolve.methods import METHODS
+from hashsolve.plan import PROPAGATIONS
+from hashsolve.runfolder import RunFolder
 
-NETWORKS = '''
-import os, pathlib, time
-from small_network import network
-
-class Slow:
-    """The network, which stops in the last layer until it is told to go on."""
-    def __init__(self): self.whole = network()
-    def __getattr__(self, name): return getattr(self.whole, name)
-    def layers(self, batch): return self.whole.layers(batch)
-    def weight(self, name): return self.whole.weight(name)
-    def write(self, name, weight): self.whole.write(name, weight)
-    def state(self): return self.whole.state()
-    def layer_input(self, name, batch, *, binarized):
-        if name == "fc" and not os.path.exists("go"):
-            pathlib.Path("waiting").touch()
-            time.sleep(60)
-        return self.whole.layer_input(name, batch, binarized=binarized)
-
-def fails():
-    raise KeyError("weights.pt")
-
-def wants(path):
-    return network()
-
-def other():
-    return {"a": 1}
-
-def missing():
-    import no_such_module
-'''
 STARTUP = {"import": 0.1, "solver": 0.2, "first_use": 0.4, "from_cache": 0.3}
 STARTUP["kernels"] = ["dcc_sweep"]
-BINARIZE = ("binarize", "--network", "nets:network", "--calibration", "calibration.npy")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder of a problem in every form that the command reads."""
-    path, rng = tmp_path_factory.mktemp("cli"), np.random.default_rng(5)
-    x, w = rng.normal(size=(6, 80)), rng.normal(size=(6, 3))
-    y = x.T @ w
-    problem = hs.Problem.from_arrays(x, w)
-    sums = {"gram": problem.gram, "cross": problem.cross, "energy": problem.energy}
-    for name, array in {"X": x, "W": w, "Y": y, "X_hat": x + 0.1, "line": x[0]}.items():
-        np.save(path / f"{name}.npy", array)
-    np.savez(path / "arrays.npz", X=x, W=w)
-    np.savez(path / "target.npz", X=x, Y=y)
-    np.savez(path / "sums.npz", **sums, weights=w, rows=80)
-    np.savez(path / "pickled.npz", X=np.array([{}], dtype=object), W=w)
-    np.save(path / "pickled.npy", np.array([{}], dtype=object))
-    problem.save(path / "problem.h5")
-    with h5py.File(path / "groups.h5", "w") as file:
-        problem.write(file.create_group("a"))
-        problem.write(file.create_group("more/b"))
-        file["X"], file["W"] = x, w
-    (path / "cut.npz").write_bytes((path / "arrays.npz").read_bytes()[:900])
-    (path / "cut.h5").write_bytes((path / "problem.h5").read_bytes()[:900])
-    (path / "text.txt").write_text("no array")
-    images = np.concatenate(calibration())
-    np.save(path / "calibration.npy", images)
-    with h5py.File(path / "images.h5", "w") as file:
-        file["train"], file["labels"] = images, np.arange(len(images))
-    (path / "nets.py").write_text(NETWORKS)
-    assert cli.main(["solve", str(path / "problem.h5"), "-o", str(path / "solution.h5")]) == 0
-    return path
-
-
-@pytest.fixture
-def here(folder, monkeypatch):
-    """That folder, as the current one."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return folder
-
-
-@pytest.fixture
-def run(here, capsys):
-    """Run the command; its exit code, what it printed, what it complained of."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return command
-
-
-@pytest.fixture
-def refused(run, here):
-    """Run a command that must fail in one line, leaving the folder as it was; that line."""
-
-    def command(*arguments: object) -> str:
-        before = sorted(here.rglob("[!_]*"))
-        code, out, error = run(*arguments)
-        assert (code, out) == (2, "")
-        assert error.startswith("hashsolve: ") and error.count("\n") == 1
-        assert "Traceback" not in error
-        left = [p for p in sorted(here.rglob("[!_]*")) if p not in before]
-        assert not [p for p in left if p.name != "__pycache__" and p.suffix != ".pyc"]
-        return error
-
-    return command
-
-
-def environment(**more: str) -> dict[str, str]:
-    """The environment of a subprocess that finds the networks of these tests."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **more}
-
-
-def spawn(folder: Path, *arguments: str) -> subprocess.Popen:
-    """The command in a process of its own, its output piped."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "hashsolve.cli", *arguments],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def interrupt_when(process: subprocess.Popen, marker: Path) -> tuple[int, str, str]:
@@ -382,16 +267,36 @@ def test_a_failed_first_layer_does_not_claim_the_folder(run, tmp_path):
 # mistakes
 
 
+RUN_MISTAKES = {
+    "--run-dir .": "neither empty nor a run folder",
+    "--run-dir X.npy": "not a folder",
+    "--run-dir X.npy/run": "X.npy is not a folder",
+    "--run-dir other": "holds a run with other settings",
+    "--run-dir r --skip fcc": "did you mean 'fc'?",
+    "--run-dir r --skip blok.*": "did you mean 'block.*'?",
+    "--run-dir r --skip *": "every layer is skipped",
+    "--run-dir r --samples 0": "must be >= 1",
+    "--run-dir r --seed -1": "seed: must be a whole number >= 0",
+    "--run-dir r --scale-group 4": "4 does not divide the 27 inputs of layer stem.conv",
+    "--run-dir r --scale-group 0": "scale_group: must be a whole number >= 1",
+    "--run-dir r --calibration images.h5:/trian": "did you mean 'train'?",
+    "--run-dir r --scheduler tcp://127.0.0.1:9": "no scheduler answers there",
+}
+"""What a run refuses before its first layer, and a dry run too, in the same words."""
 MISTAKES = {
-    "slove problem.h5": "Did you mean 'solve'?",
+    "slove problem.h5": "no command 'slove'; did you mean 'solve'?",
+    "completion zch": "SHELL: 'zch' is not one of 'bash', 'zsh', 'fish'; did you mean 'zsh'?",
     "solve": "Missing argument 'PROBLEM'",
-    "solve problem.h5 --efort fast": "Did you mean '--effort'?",
+    "solve problem.h5 --efort fast": "--effort",
     "solve problem.h5 --method tabuu": "did you mean 'tabu'?",
     "solve problem.h5 --effort throough": "did you mean 'thorough'?",
     "solve problem.h5 --seed x": "--seed",
     "solve problem.h5 --time-limit 0": "must be > 0",
     "solve problem.h5 --threads 0": "must be a whole number >= 1",
     "solve nope.h5": "nope.h5: no such file",
+    "solve problm.h5": "problm.h5: no such file; did you mean 'problem.h5'?",
+    "solve groups.h5:/moree/b": "did you mean 'more'?",
+    "solve arrays.npz:x --weights W.npy": "no array 'x'; it holds X, W",
     "solve .": "a folder; name a file",
     "solve X.npy": "give --weights or --target",
     "solve X.npy --weights nope.npy": "nope.npy: no such file",
@@ -425,18 +330,13 @@ MISTAKES = {
     "inspect images.h5": "no problem, solution or activations",
     "inspect .": "no run folder",
     "binarize --network nets:network --run-dir r": "Missing option '--calibration'",
-    "{} --run-dir .": "neither empty nor a run folder",
-    "{} --run-dir X.npy": "not a folder",
-    "{} --run-dir r --skip fcc": "did you mean 'fc'?",
-    "{} --run-dir r --skip *": "every layer is skipped",
     "{} --run-dir r --method dc": "did you mean 'dcc'?",
     "{} --run-dir r --propagation assym": "did you mean 'asym'?",
     "{} --run-dir r --dtype float63": "did you mean 'float64'?",
-    "{} --run-dir r --samples 0": "must be >= 1",
     "{} --run-dir r --batch-size -1": "must be >= 1",
     "{} --run-dir r --calibration nope.npy": "nope.npy: no such file",
     "{} --run-dir r --calibration images.h5": "it holds labels, train",
-    "{} --run-dir r --calibration images.h5:/trian": "it holds labels, train",
+    "{} --run-dir r --calibration images.h5:/trian": "labels, train; did you mean 'train'?",
     "{} --run-dir r --network nets": "write PACKAGE.MODULE:NAME, as in nets:NAME",
     "{} --run-dir r --network ./nets.py:network": "as in nets:network",
     "{} --run-dir r --network nets:netwrok": "did you mean 'network'?",
@@ -452,6 +352,30 @@ MISTAKES = {
 def test_mistakes(refused, mistake):
     message = refused(*mistake.format(" ".join(BINARIZE)).split())
     assert MISTAKES[mistake] in message
+
+
+@pytest.mark.parametrize("mistake", RUN_MISTAKES)
+def test_a_dry_run_refuses_what_a_run_refuses(run, refused, here, mistake):
+    if "other" in mistake:
+        assert run(*BINARIZE, "--run-dir", "other", "--method", "sign")[0] == 0
+    said = {refused(*BINARIZE, *mistake.split(), *more) for more in ((), ("--dry-run",))}
+    assert len(said) == 1 and RUN_MISTAKES[mistake] in said.pop()
+    shutil.rmtree(here / "other", ignore_errors=True)
+
+
+def test_a_dry_run_refuses_a_folder_that_cannot_be_written_to(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for more in ((), ("--dry-run",)):
+        message = refused(*BINARIZE, "--run-dir", tmp_path / "a/b", *more)
+        assert f"{tmp_path}/a/b: {tmp_path} cannot be written to" in message
+
+
+def test_a_dry_run_refuses_a_folder_in_use(refused, run, tmp_path):
+    assert run(*BINARIZE, "--run-dir", tmp_path, "--method", "sign")[0] == 0
+    with RunFolder(tmp_path) as folder:
+        folder._take_lock()
+        message = refused(*BINARIZE, "--run-dir", tmp_path, "--method", "sign", "--dry-run")
+    assert "in use by another run" in message
 
 
 def test_an_unexpected_error_is_one_line_too(refused, monkeypatch):
@@ -609,11 +533,16 @@ def test_variants_are_verified_as_their_method_promises(
 
 
 def test_dry_run(run, here, tmp_path):
-    code, out, error = run(*BINARIZE, "--run-dir", tmp_path / "r", "--dry-run", "--skip", "fc")
+    dry = (*BINARIZE, "--run-dir", tmp_path / "r", "--dry-run", "--method")
+    code, out, error = run(*dry, "dcc", "--skip", "fc")
     assert (code, error) == (0, "") and "nothing was written" in out and "block.depth" in out
     assert "fc" not in out and not (tmp_path / "r").exists()
-    found = json.loads(run(*BINARIZE, "--run-dir", tmp_path / "r", "--dry-run", "--json")[1])
+    assert re.search(r"block\.grouped +8x3x3x3 +72 .* ~[\d.]+ s\n", out)
+    found = json.loads(run(*dry, "dcc", "--json")[1])
     assert [row["layer"] for row in found["layers"]][-1] == "fc" and found["disk"] > 0
+    assert found["seconds"] > 0
+    assert found["seconds"] == pytest.approx(sum(row["seconds"] for row in found["layers"]))
+    assert "time: unknown" in run(*dry, "exact")[1]
 
 
 def test_a_solution_that_claims_too_much_fails(run, tmp_path):

@@ -49,7 +49,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     (tensor([2.]), tensor([2.]))
     """
     norms = running_norms(model)
-    seen: dict[nn.Module, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in norms}
+    seen: dict[Any, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in norms}
 
     def observe(norm: nn.Module, args: tuple, kwargs: dict) -> None:
         values = args[0] if args else kwargs["input"]
@@ -76,18 +76,19 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
         raise ValueError("batches: it holds no batches")
     reached = {norm: parts for norm, parts in seen.items() if parts}
     with torch.no_grad():
-        for norm, parts in reached.items():
+        for reached_norm, parts in reached.items():
             rows = torch.tensor([n for n, _, _ in parts], dtype=torch.float64)
-            means, variances = (torch.stack([part[i] for part in parts]) for i in (1, 2))
+            means = torch.stack([mean for _, mean, _ in parts])
+            variances = torch.stack([variance for _, _, variance in parts])
             mean = rows @ means / rows.sum()
             spread = rows @ (variances + (means - mean).square())
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(spread / (rows.sum() - 1))
-            norm.num_batches_tracked.fill_(len(parts))
+            reached_norm.running_mean.copy_(mean)
+            reached_norm.running_var.copy_(spread / (rows.sum() - 1))
+            reached_norm.num_batches_tracked.fill_(len(parts))
     return len(reached)
 
 
-def running_norms(model: nn.Module) -> list[nn.Module]:
+def running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """Every BatchNorm with running statistics; ValueError where there is none."""
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
@@ -146,9 +147,8 @@ def absorb_scales(
     scales: dict[str, Tensor] = {}
     for name in modules if layers is None else layers:
         module = modules.get(name)
-        weight = module._parameters.get("weight") if isinstance(module, LAYERS) else None
         alpha = None
-        if weight is not None:
+        if isinstance(module, LAYERS) and (weight := module._parameters.get("weight")) is not None:
             alpha = binary_scales(as_rows(weight.detach(), transposed_groups(module)))
         if alpha is not None:
             scales[name] = alpha
@@ -203,9 +203,10 @@ def _folded(
     modules: dict[str, nn.Module], name: str, alpha: Tensor, follower: str | None
 ) -> list[tuple[Tensor, Tensor]]:
     """What to write where, so that a layer's scales and bias are in its BatchNorm."""
-    layer, norm = modules[name], modules.get(follower)
+    layer: Any = modules[name]
+    norm = None if follower is None else modules.get(follower)
     kind = nn.modules.batchnorm._BatchNorm
-    if not isinstance(norm, kind) or norm.running_var is None:
+    if not isinstance(norm, kind) or norm.running_mean is None or norm.running_var is None:
         raise ValueError(
             f"{name}: is followed by {follower!r}, no BatchNorm with running statistics, which "
             "could take its scales: leave it out of layers"

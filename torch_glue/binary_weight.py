@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from torch_glue.filters import as_rows, from_rows
+from torch_glue.filters import as_rows, from_rows, weight_of
 
 
 class BinaryWeight(nn.Module):
@@ -61,7 +64,7 @@ class BinaryWeight(nn.Module):
         self.stochastic, self.clip, self.share = stochastic, clip, 1.0
         if scales is not None:  # a copy in plain strides, as data parallelism wants them
             scales = scales.new_empty(scales.shape).copy_(scales)
-        if kind == "trained":
+        if kind == "trained" and scales is not None:
             self.scales = nn.Parameter(scales)
         else:
             self.register_buffer("scales", scales)
@@ -85,7 +88,7 @@ class BinaryWeight(nn.Module):
             return codes
         rows = as_rows(codes, self.groups)
         scales = self.scales
-        if self.kind == "mean":
+        if self.kind == "mean" or scales is None:
             scales = as_rows(latent, self.groups).abs().mean(1, keepdim=True)
         if scales.shape[1] > 1:
             rows = (rows.unflatten(1, (scales.shape[1], -1)) * scales[..., None]).flatten(1)
@@ -131,14 +134,27 @@ class BinaryWeight(nn.Module):
 
 def attached(model: nn.Module) -> dict[str, nn.Module]:
     """The attached layers of a model, by name."""
-    return {name: module for name, module in model.named_modules() if binary_of(module)}
+    return {name: module for name, module in model.named_modules() if any(_binaries(module))}
 
 
-def binary_of(module: nn.Module) -> BinaryWeight | None:
-    """The module's `BinaryWeight`, if it is attached."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    return next((p for p in module.parametrizations.weight if isinstance(p, BinaryWeight)), None)
+def binary_of(module: nn.Module) -> BinaryWeight:
+    """The `BinaryWeight` of an attached module."""
+    return next(_binaries(module))
+
+
+def latent_of(module: nn.Module) -> Tensor:
+    """The latent weight of an attached module."""
+    return _parametrization(module).original
+
+
+def _binaries(module: nn.Module) -> Iterator[BinaryWeight]:
+    if parametrize.is_parametrized(module, "weight"):
+        yield from (p for p in _parametrization(module) if isinstance(p, BinaryWeight))
+
+
+def _parametrization(module: nn.Module) -> Any:
+    parametrizations: Any = module.parametrizations
+    return parametrizations.weight
 
 
 @torch.no_grad()
@@ -148,7 +164,7 @@ def binary_weight(module: nn.Module) -> Tensor:
     training = binary.training
     try:
         binary.training = False
-        return module.weight.detach()
+        return weight_of(module).detach()
     finally:
         binary.training = training
 

@@ -205,7 +205,8 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
             )
     _check_tied(path, own, state)
     model.load_state_dict(state)
-    return [name for name in map(_module_of, layout.packed) if _is_attachable(model, name)]
+    modules = (name for name in map(_module_of, layout.packed) if name is not None)
+    return [name for name in modules if _is_attachable(model, name)]
 
 
 def _check_tied(path: str | PathLike, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -227,9 +228,7 @@ def _module_of(weight: str) -> str | None:
     return name if last == "weight" else None
 
 
-def _is_attachable(model: nn.Module, name: str | None) -> bool:
-    if name is None:
-        return False
+def _is_attachable(model: nn.Module, name: str) -> bool:
     try:
         return bool(attachable(model, [name]))
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,12 @@ LAYERS = (*PLAIN, *TRANSPOSED)
 def transposed_groups(module: nn.Module) -> int:
     """Groups of a transposed convolution, whose filters lie on the second axis; else 0."""
     return module.groups if isinstance(module, TRANSPOSED) else 0
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of one of `LAYERS`, computed where it is parametrized."""
+    weight: Any = module.weight
+    return weight
 
 
 def as_rows(weight: Tensor, groups: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ import torch_glue.network  # noqa: F401  registers how tensors are digested
 from hashsolve import checks
 from hashsolve.files import atomic, digest
 from torch_glue.batchnorm import recalibrate_batchnorm, running_norms
-from torch_glue.binary_weight import attached, binary_of
+from torch_glue.binary_weight import attached, binary_of, latent_of
 from torch_glue.passes import (
     batches_of,
     evaluating,
@@ -243,14 +243,15 @@ def finetune(
         probe = PROBE if evaluate is None else 0
         first = list(itertools.islice(seeded_batches(loader, seed, 0), probe))
         try:
-            per_epoch = len(loader)
+            sized: Any = loader
+            per_epoch = len(sized)
         except TypeError:
             per_epoch = sum(1 for _ in loader)
     if not per_epoch:
         raise ValueError("loader: it holds no batches")
     steps = epochs * per_epoch
-    rates = {"latents": lr, "scales": scale_lr, "other": other_lr}
-    rates = {name: lr / 10 if rate is None else rate for name, rate in rates.items()}
+    given_rates = {"latents": lr, "scales": scale_lr, "other": other_lr}
+    rates = {name: lr / 10 if rate is None else rate for name, rate in given_rates.items()}
     groups = parameter_groups(model, rates, weight_decay)
     stepper = optimizer(groups)
     for group in stepper.param_groups:
@@ -290,7 +291,7 @@ def finetune(
             value.backward()
             stepper.step()
             for module in attached(model).values():
-                binary_of(module).clip_(module.parametrizations.weight.original)
+                binary_of(module).clip_(latent_of(module))
             total += value.item()
             if progress is not None:
                 progress(epoch, count, per_epoch, value.item())
@@ -357,8 +358,8 @@ def finetune(
         for module, mode in modes:
             module.training = mode
     history = [Epoch(*row) for row in state["history"]]
-    names = ("began", "score", "measures")
-    result = FineTuned(*(state[n] for n in names), history, state["left"], state["seconds"])
+    began, ended, measures = (state[name] for name in ("began", "score", "measures"))
+    result = FineTuned(began, ended, measures, history, state["left"], state["seconds"])
     if result.worse:
         warnings.warn(f"fine-tuning left the network worse: {result}", stacklevel=2)
     return result

@@ -109,9 +109,9 @@ class TorchNetwork:
         result = []
         for name in [*dict.fromkeys(order), *(n for n in self._places if n not in self._calls)]:
             place = self._places[name]
-            address, owner = place.address, name
+            address, holder = place.address, name
             if address is not None:
-                owner = owners.setdefault(address, name)
+                holder = owners.setdefault(address, name)
             taker = self._constants.get(name)
             norm, _ = self._sources.get(name, (None, None))
             result.append(
@@ -120,7 +120,7 @@ class TorchNetwork:
                     geometry=place.geometry,
                     shape=place.shape,
                     calls=self._calls[name],
-                    shares=None if owner == name else owner,
+                    shares=None if holder == name else holder,
                     bits=8 * next(place.owner.parameters()).element_size(),
                     shortcut=(norm or "added") if name in self._sources else None,
                     constant=None if taker is None else taker[1],
@@ -173,7 +173,7 @@ class TorchNetwork:
             self._run(batch, {name: catch}, watch)
         if not caught:
             raise ValueError(f"layer {name} is not reached by this batch: add it to skip")
-        if watched:  # the same pass goes on to what the output is added to
+        if watch is not None:  # the same pass goes on to what the output is added to
             self._kept = name, batch, binarized, watch.shortcut
         return caught[0] if wanted == 1 else caught
 
@@ -315,8 +315,8 @@ class TorchNetwork:
         self._sources = {}
         if isinstance(self._asked, dict):
             for name, (norm, source) in self._asked.items():
-                found = seen[name].users if name in seen else []
-                self._sources[name] = norm or next(iter(found), None), source
+                users = seen[name].users if name in seen else []
+                self._sources[name] = norm or next(iter(users), None), source
         elif self._asked:
             for name, found in seen.items():
                 if found.shortcuts == 1 and self._calls[name] == 1:
@@ -389,7 +389,7 @@ class TorchNetwork:
                 for module, note in watch.hooks(self.model) if watch else ():
                     on(module, note)
                 for name, hook in hooks.items():
-                    if name in attention:
+                    if watch is not None and name in attention:
                         watch.projected[name] = lambda value, hook=hook: hook((value,), {})
                     else:
                         on(
@@ -516,6 +516,7 @@ def binarize(
             "with shuffle=False"
         )
     named = isinstance(residual, Mapping)
+    wanted = True if isinstance(residual, Mapping) else residual
     with random_state_kept():
         return hashsolve.binarize(
             TorchNetwork(model, shortcuts=residual if named else bool(residual)),
@@ -526,6 +527,6 @@ def binarize(
             propagation,
             skip=skip,
             seed=seed,
-            residual=True if named else residual,
+            residual=wanted,
             **options,
         )

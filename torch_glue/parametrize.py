@@ -23,6 +23,7 @@ from torch_glue.binary_weight import (
     attached,
     binary_of,
     binary_weight,
+    latent_of,
     scales_of,
 )
 from torch_glue.filters import (
@@ -32,6 +33,7 @@ from torch_glue.filters import (
     from_rows,
     group_length,
     transposed_groups,
+    weight_of,
 )
 from torch_glue.places import PROJECTIONS
 
@@ -113,14 +115,16 @@ def attach(
             f"layers: {layers} is a path; give the run itself, which binarize returns also where "
             "its folder is complete, or names of layers"
         )
-    names = [layers] if isinstance(layers, str) else layers
-    names = [result.name for result in run.layers] if run else list(names)
+    if isinstance(layers, hashsolve.Run):
+        names = [result.name for result in layers.layers]
+    else:
+        names = [layers] if isinstance(layers, str) else list(layers)
     known = _full_precision(magnitudes)
     modules = attachable(model, names)
     starts = []
     for index, (name, module) in enumerate(modules.items()):
         groups = transposed_groups(module)
-        weight = module.weight.detach()
+        weight = weight_of(module).detach()
         if run:
             result = run.layers[index]
             codes, alpha = _of_run(result, weight, groups)
@@ -157,7 +161,7 @@ def attach(
         binary.train(module.training)
         parametrize.register_parametrization(module, "weight", binary)
         with torch.no_grad():
-            module.parametrizations.weight.original.copy_(latent)
+            latent_of(module).copy_(latent)
             if binary.scales is not None:
                 binary.scales.copy_(alpha)
     return list(modules)
@@ -306,8 +310,8 @@ def _magnitudes_of(run: hashsolve.Run, result: Any, weight: Tensor, groups: int)
             group = "/" if parts == 1 else f"group{part}"
             if stored if parts == 1 else group in stored:
                 weights = Problem.load(path, group).weights
-                if np.shape(weights) != column.shape:
-                    raise ValueError(f"{path}: it holds weights of shape {np.shape(weights)}")
+                if weights is None or weights.shape != column.shape:
+                    raise ValueError(f"{path}: it holds no weights of shape {column.shape}")
                 columns[part] = weights
             # a group without data has no problem: its weights are sign(W) mean |W|
     except ValueError as error:

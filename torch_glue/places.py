@@ -63,7 +63,7 @@ class Place:
     @property
     def geometry(self) -> hashsolve.Geometry:
         """Of the layer."""
-        m = self.module
+        m: Any = self.module
         if not hasattr(m, "kernel_size"):
             return hashsolve.Geometry()
         return hashsolve.Geometry.conv(
@@ -73,7 +73,7 @@ class Place:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the layer's weight, which is not touched: a parametrized one would be computed."""
-        m = self.module
+        m: Any = self.module
         if not hasattr(m, "kernel_size"):
             return m.out_features, m.in_features
         return m.out_channels, m.in_channels // m.groups, *m.kernel_size
@@ -89,7 +89,8 @@ class Place:
     def inputs(self, args: tuple, kwargs: dict) -> np.ndarray:
         """A copy of the input of one call of the module, with a sample axis."""
         value = args[0] if args else kwargs["input"]
-        if hasattr(self.module, "kernel_size") and value.dim() == len(self.module.kernel_size) + 1:
+        kernel: Any = getattr(self.module, "kernel_size", None)
+        if kernel is not None and value.dim() == len(kernel) + 1:
             value = value[None]
         return as_array(value)
 
@@ -108,24 +109,25 @@ class Transposed(Place):
     @property
     def geometry(self) -> hashsolve.Geometry:
         """Over maps that `inputs` has spread and padded."""
-        m = self.module
+        m: Any = self.module
         return hashsolve.Geometry.conv(m.kernel_size, 1, 0, m.dilation, m.groups)
 
     def _turned(self, weight: Tensor, channels: int, share: int) -> Tensor:
         """Swap channels and filters within each group, and turn the kernels round."""
-        kernel = self.module.kernel_size
-        parts = weight.reshape(self.module.groups, channels, share, *kernel).transpose(1, 2)
+        m: Any = self.module
+        kernel = m.kernel_size
+        parts = weight.reshape(m.groups, channels, share, *kernel).transpose(1, 2)
         spatial = tuple(range(2, 2 + len(kernel)))
         return parts.reshape(-1, channels, *kernel).flip(spatial)
 
     def read(self, parameter: Tensor) -> Tensor:
         """(channels, filters / groups, *kernel) as (filters, channels / groups, *kernel)."""
-        m = self.module
+        m: Any = self.module
         return self._turned(parameter, m.in_channels // m.groups, m.out_channels // m.groups)
 
     def fill(self, parameter: Tensor, weight: Tensor) -> None:
         """The way back."""
-        m = self.module
+        m: Any = self.module
         turned = self._turned(weight, m.out_channels // m.groups, m.in_channels // m.groups)
         parameter.copy_(turned)
 
@@ -133,8 +135,11 @@ class Transposed(Place):
         """Zeros between, as the stride asks for, and around, so that the output has its size."""
         maps = super().inputs(args, kwargs)
         sizes = args[1] if len(args) > 1 else kwargs.get("output_size")
-        m, spatial = self.module, maps.shape[2:]
-        target, source, shape = [], [], []
+        m: Any = self.module
+        spatial = maps.shape[2:]
+        target: list[Any] = [...]
+        source: list[Any] = [...]
+        shape: list[int] = []
         for axis, size in enumerate(spatial):
             reach = m.dilation[axis] * (m.kernel_size[axis] - 1)
             before = reach - m.padding[axis]
@@ -150,7 +155,7 @@ class Transposed(Place):
             target.append(slice(first, first + len(kept) * m.stride[axis], m.stride[axis]))
             shape.append(length)
         spread = np.zeros((*maps.shape[:2], *shape), dtype=maps.dtype)
-        spread[(..., *target)] = maps[(..., *source)]
+        spread[tuple(target)] = maps[tuple(source)]
         return spread
 
 
@@ -170,7 +175,7 @@ class Projection(Place):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of its part of the weight."""
-        m = self.module
+        m: Any = self.module
         width = {"k_proj_weight": m.kdim, "v_proj_weight": m.vdim}.get(self.weight, m.embed_dim)
         return m.embed_dim, width
 

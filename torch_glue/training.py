@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_glue.binary_weight import attached, binary_of
+from torch_glue.binary_weight import attached, binary_of, latent_of
 from torch_glue.passes import evaluating, run_batch, run_model
 
 
@@ -36,7 +36,7 @@ def parameter_groups(
     [('latents', 1), ('scales', 1), ('other', 1)]
     """
     layers = attached(model).values()
-    latents = [module.parametrizations.weight.original for module in layers]
+    latents = [latent_of(module) for module in layers]
     scales = [p for module in layers for p in binary_of(module).parameters()]
     known = {id(p) for p in (*latents, *scales)}
     others = [p for p in model.parameters() if id(p) not in known]
@@ -111,8 +111,9 @@ def seeded_batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any
     torch.manual_seed(start)
     sampler = getattr(loader, "sampler", None)
     for holder in (loader, sampler, getattr(loader, "batch_sampler", None)):
-        if isinstance(getattr(holder, "generator", None), torch.Generator):
-            holder.generator.manual_seed(start)
-    if hasattr(sampler, "set_epoch"):  # DistributedSampler
-        sampler.set_epoch(epoch)
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(start)
+    if set_epoch := getattr(sampler, "set_epoch", None):  # DistributedSampler
+        set_epoch(epoch)
     return iter(loader)

@@ -109,7 +109,7 @@ class Watch(TorchFunctionMode):
         def note(slot: str, name: str) -> Callable:
             return lambda *_: setattr(self, slot, name)
 
-        found = []
+        found: list[tuple[nn.Module, Callable]] = []
         for name, module in model.named_modules():
             if isinstance(module, nn.MultiheadAttention):
                 found.append((module, note("_attention", f"{name}." if name else "")))
@@ -213,7 +213,7 @@ class Watch(TorchFunctionMode):
             axes = (*args[1:], *kwargs.values())
             undo = lambda v: v.transpose(*axes)  # noqa: E731
         elif name == "permute":
-            axes = args[1] if isinstance(args[1], (list, tuple, torch.Size)) else args[1:]
+            axes = tuple(args[1]) if isinstance(args[1], (list, tuple)) else args[1:]
             back = [0] * len(axes)
             for n, axis in enumerate(axes):
                 back[axis % len(axes)] = n
@@ -276,7 +276,7 @@ def _norm_factor(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return factor if weight is None else factor * weight.double()
 
 
-def norm_factor(norm: nn.Module) -> Tensor:
+def norm_factor(norm: Any) -> Tensor:
     """What a BatchNorm module multiplies each channel by in eval mode."""
     return _norm_factor(norm.running_var, norm.weight, norm.eps)
 

@@ -79,6 +79,7 @@ def prove(
     The first 2·10⁷ nodes of all columns run side by side, one thread each; what is left then is
     searched column after column on all threads. Neither changes the answer.
     """
+    assert found.bound is not None
     codes, bound = found.codes.copy(), found.bound.copy()
     loss = State(instance, codes, control).loss(found.scales)
     columns = open_columns(instance, found, bound, control)
@@ -124,15 +125,16 @@ def prove(
         loss[t], bound[t] = min(loss[t], result[1]), max(bound[t], result[2])
         control.record(instance, loss, flips)
 
+    def alone(t: int) -> None:
+        control.each(lambda _: search(t, nodes, control.threads), 1, lambda _, r: finish(t, r))
+
     first = min(nodes, _FIRST)
     control.each(
         lambda i: search(columns[i], first, 1), len(columns), lambda i, r: finish(columns[i], r)
     )
     for t in columns:
         if not complete[t] and not unlimited[t] and nodes > first:
-            control.each(
-                lambda _, t=t: search(t, nodes, control.threads), 1, lambda _, r, t=t: finish(t, r)
-            )
+            alone(t)
     last = one_flip(instance, codes, control)
     left = ~complete[columns] & ~unlimited[columns]
     unfinished = control.stop or (Status.NODE_LIMIT if left.any() else Status.UNPROVABLE)

@@ -229,7 +229,7 @@ class InnerProductIndex:
             scales, offsets = np.empty((2, count), np.float32)
             blocks = [slice(i, min(i + _BLOCK, count)) for i in range(0, count, _BLOCK)]
             if client is None:
-                encoded = (self._encoded(data[rows]) for rows in blocks)
+                encoded: Iterator[Any] = (self._encoded(data[rows]) for rows in blocks)
             else:
                 encoded = self._encoded_by(client, str(vectors), blocks)
             for rows, (codes, scales[rows], offsets[rows]) in zip(blocks, encoded, strict=True):

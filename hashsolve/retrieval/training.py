@@ -148,21 +148,21 @@ def fit_codec(
     kinds = ("random", "learned") if rotation == "auto" else (rotation,)
     if not choosing:
         kind = "random" if rotation == "auto" else rotation
-        rabitq = kind == "random"
-        codec = replace(plain, unbiased=True) if rabitq else _learn(base, sample)
-        rule = "unbiased" if rabitq else "least-squares"
+        random = kind == "random"
+        codec = replace(plain, unbiased=True) if random else _learn(base, sample)
+        rule = "unbiased" if random else "least-squares"
         only = Candidate(kind, 1.0, rule, 0.0, float("nan"))
         note = f"fewer than {LEAST} vectors or queries to hold out: nothing was compared"
         return codec, Report(only, (only,), len(sample), len(known), 0, 0, note)
     truth = _truth(database, held, distance)
     for kind in kinds:
         if kind == "random":
-            tried = [(1.0, plain)]
+            tried: list[tuple[float, Codec]] = [(1.0, plain)]
         else:
             wanted = SHRINKAGES if shrinkage is None else (shrinkage,)
             tried = [(s, _learn(replace(base, weight=_weight(known, s)), sample)) for s in wanted]
-        for share, codec in tried:
-            candidates += _judge(codec, kind, share, database, held, truth, distance)
+        for mixed, codec in tried:
+            candidates += _judge(codec, kind, mixed, database, held, truth, distance)
     candidates.sort(key=lambda pair: -pair[0].recall)  # stable: of equals, the simplest
     best, codec = candidates[0]
     note = f"a {best.rotation} map"

@@ -27,9 +27,9 @@ class LawBroken(AssertionError):
 
 def unit(problem: Problem) -> np.ndarray:
     """What losses are compared against: the energy, or the size of a quadratic's terms, (T,)."""
-    if problem.free_scale:
-        return problem.energy
     scales = problem.fixed_scales
+    if scales is None:
+        return problem.energy
     size = scales * np.abs(problem.cross).sum(axis=0) + scales**2 * np.abs(problem.gram).sum()
     return problem.energy + size
 
@@ -85,8 +85,8 @@ def _one_flip(solver: Solver, problem: Problem) -> None:
 def _permute_columns(solver: Solver, problem: Problem) -> None:
     """Columns in another order have the same losses in that order."""
     fields = ("cross", "energy", "weights", "fixed_scales")
-    turned = {f: getattr(problem, f) for f in fields if getattr(problem, f) is not None}
-    turned = with_fields(problem, **{f: values[..., ::-1] for f, values in turned.items()})
+    kept = {f: getattr(problem, f) for f in fields if getattr(problem, f) is not None}
+    turned = with_fields(problem, **{f: values[..., ::-1] for f, values in kept.items()})
     change = _loss(solver, turned)[::-1] - _loss(solver, problem)
     _require(np.abs(change) <= TOLERANCE * unit(problem), "depends on the order of the columns")
 

@@ -1,0 +1,25 @@
+"""hashsolve completion."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from hashsolve.options import OneOf
+
+
+@click.command()
+@click.argument("shell", type=OneOf("bash", "zsh", "fish"))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what makes a shell complete commands, options, names and files.
+
+    \b
+    hashsolve completion bash >> ~/.bashrc
+    hashsolve completion zsh >> ~/.zshrc
+    hashsolve completion fish > ~/.config/fish/completions/hashsolve.fish
+    """
+    made = get_completion_class(shell)
+    assert made is not None  # click knows all three
+    complete = made(context.find_root().command, {}, "hashsolve", "_HASHSOLVE_COMPLETE")
+    click.echo(complete.source_template % complete.source_vars())
