@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hashsolve.activations import add_in_order, layer_streams, pieces, shard_sums
-from hashsolve.bounds import COLUMNS, SHARED_ABOVE
+from hashsolve.bounds import COLUMNS
 from hashsolve.geometry import Geometry
+from hashsolve.instance import LARGE
 from hashsolve.problem import Problem
 from hashsolve.readers import read_problem, split
 from hashsolve.solution import Solution
@@ -179,7 +180,7 @@ def solve(
 
 def cuts(inputs: int, columns: int, method: str, threads: int) -> list[slice]:
     """Columns that are solved apart; where all share a bound's diagonal, they stay together."""
-    if inputs > SHARED_ABOVE and method not in APART:
+    if inputs > LARGE and method not in APART:
         return [slice(0, columns)]
     least, even = inputs / INPUTS_PER_COLUMN, columns / (PIECES * max(threads, 1))
     step = COLUMNS * max(1, round(max(least, even) / COLUMNS))

@@ -203,8 +203,10 @@ def do_layer(
 def _live_problem(sums: Sums, weights: np.ndarray, variant: dict[str, Any]) -> Problem | None:
     """The problem of one group; None where its inputs or its outputs are all zero."""
     gram = sums.finish().gram
-    outputs = sums.energy if sums.energy.size else product(gram, weights)
-    return Problem.from_sums(sums, weights, **variant) if gram.any() and outputs.any() else None
+    if not gram.any():
+        return None
+    live = (sums.energy if sums.energy.size else product(gram, weights)).any()
+    return Problem.from_sums(sums, weights, **variant) if live else None
 
 
 def _mean_magnitudes(weights: np.ndarray, variant: dict[str, Any]) -> np.ndarray:

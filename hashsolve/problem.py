@@ -147,14 +147,16 @@ class Problem:
             unit_cross = product(gram, unit)
             unit_energy = np.maximum(np.einsum("st,st->t", unit, unit_cross), 0.0)
             with one_blas_thread(), np.errstate(over="ignore", under="ignore"):
+                target_sum = np.ldexp(unit.T @ sums.input_sum, exponent)
                 # outputs that cancel (weights +1, −1 on equal inputs) leave rounding: that is zero
-                magnitude = magnitudes_times(gram, np.abs(unit))
-                size = np.einsum("st,st->t", np.abs(unit), magnitude)
+                np.abs(unit, out=unit)
+                size = np.einsum("st,st->t", unit, magnitudes_times(gram, unit))
                 cancel = np.isfinite(size) & (unit_energy <= np.finfo(float).eps * size)
                 unit_energy[cancel], unit_cross[:, cancel] = 0.0, 0.0
-                cross = np.ldexp(unit_cross, exponent)
+                cross = np.ldexp(unit_cross, exponent, out=unit_cross)
                 energy = np.ldexp(unit_energy, 2 * exponent)
-                target_sum = np.ldexp(unit.T @ sums.input_sum, exponent)
+            for array in (cross, energy, target_sum):
+                array.flags.writeable = False
             for t in np.flatnonzero(unit_energy):
                 in_range(f"outputs of column {t}", sums.name, 1.0, energy[t])
         return cls(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 
 from hashsolve import checks
 from hashsolve.checks import finite
-from hashsolve.threads import add_gram, one_blas_thread, product, strips
+from hashsolve.threads import add_gram, mirror, one_blas_thread, product
 
 MAX_BLOCK_ROWS = 8192
 SMALLEST_SQUARE = 1e-305
@@ -155,16 +154,10 @@ class Sums:
         for t in range(len(self.energy)):
             in_range(f"target column {t}", self.name, self.target_peak[t], self.energy[t])
         if self.gram.flags.writeable:
-            _mirror(self.gram)
-            self.gram.flags.writeable = False
+            mirror(self.gram)
+            for array in (self.gram, self.cross, self.energy, self.input_sum, self.target_sum):
+                array.flags.writeable = False  # so that a `Problem` needs no copy
         return self
-
-
-def _mirror(gram: np.ndarray) -> None:
-    """Copy the upper triangle to the lower one, in place and by tiles."""
-    for i, j in itertools.combinations_with_replacement(strips(len(gram)), 2):
-        tile = gram[i, j]
-        gram[j, i] = tile.T if i != j else np.triu(tile) + np.triu(tile, 1).T
 
 
 def _row_sums(values: np.ndarray, root: np.ndarray, name: str) -> np.ndarray:

@@ -94,12 +94,22 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.n
 
 def magnitudes_times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a| @ b, without a copy of all of a."""
-    return np.concatenate([product(np.abs(a[rows]), b) for rows in strips(len(a))])
+    result = np.empty((len(a), b.shape[1]))
+    for rows in strips(len(a)):
+        product(np.abs(a[rows]), b, out=result[rows])
+    return result
 
 
 def strips(rows: int) -> list[slice]:
     """Rows of a large matrix, a fixed cut for work that would otherwise need a copy of it."""
     return [slice(start, min(start + _STRIP, rows)) for start in range(0, rows, _STRIP)]
+
+
+def mirror(matrix: np.ndarray) -> None:
+    """Copy the upper triangle to the lower one, in place and by tiles."""
+    for i, j in itertools.combinations_with_replacement(strips(len(matrix)), 2):
+        tile = matrix[i, j]
+        matrix[j, i] = tile.T if i != j else np.triu(tile) + np.triu(tile, 1).T
 
 
 def add_gram(total: np.ndarray, x: np.ndarray) -> None:

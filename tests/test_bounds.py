@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import hashsolve as hs
 from hashsolve import bounds
+from hashsolve import instance as instances
 from hashsolve.control import Control
 from hashsolve.dual import certified_bounds, improve_diagonal, starting_diagonal
 from hashsolve.methods import METHODS
@@ -115,7 +116,7 @@ def test_shared_diagonal(kind, size, seed):
     """One diagonal for all columns proves less, and nothing false."""
     p = make_case(kind, seed, size, columns=3, rows=30).problem
     best = brute_force(p)
-    with mock.patch.object(bounds, "SHARED_ABOVE", 0):
+    with mock.patch.object(instances, "LARGE", 0):
         s = hs.solve(p, "beam")
     assert s.bound_name == "dual, one diagonal"
     assert (s.lower_bound <= best + 1e-9 * p.energy).all()
@@ -126,7 +127,7 @@ def test_shared_diagonal_proves_more_than_least_squares(monkeypatch):
     p = make_case("relu", 2, size=40, columns=6, rows=150).problem
     own = hs.solve(p, "babai").lower_bound.sum()
     least = hs.solve(p, "one_flip").lower_bound.sum()
-    monkeypatch.setattr(bounds, "SHARED_ABOVE", 30)
+    monkeypatch.setattr(instances, "LARGE", 30)
     shared = hs.solve(p, "babai").lower_bound.sum()
     assert least < 0.01 * own < 0.2 * own < shared < own
 
