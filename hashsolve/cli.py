@@ -14,6 +14,7 @@ from hashsolve import __version__
 from hashsolve.options import (
     DTYPE,
     LEVEL,
+    PRECISION,
     PROPAGATION,
     connected,
     json_option,
@@ -78,6 +79,7 @@ def solve(
     weights: str | None,
     target: str | None,
     reference: str | None,
+    precision: str,
     method: str,
     effort: str,
     seed: int,
@@ -111,7 +113,7 @@ def solve(
         raise ValueError(f"--checkpoint: method {method!r} keeps none; use {CHECKPOINTED[0]!r}")
     if scheduler and (checkpoint or time_limit or threads):
         raise ValueError("--scheduler: not with --checkpoint, --time-limit or --threads")
-    p = read_problem(problem, weights, target, reference)
+    p = read_problem(problem, weights, target, reference, precision)
     if save_problem:
         p.save(save_problem)
     go_on = (
@@ -169,6 +171,7 @@ def verify(
     weights: str | None,
     target: str | None,
     reference: str | None,
+    precision: str,
     require: str | None,
     as_json: bool,
 ) -> None:
@@ -182,7 +185,7 @@ def verify(
     from hashsolve.methods import METHODS
     from hashsolve.readers import read_codes, read_problem
 
-    p = read_problem(problem, weights, target, reference)
+    p = read_problem(problem, weights, target, reference, precision)
     claims = read_codes(solution)
     if require is None:
         levels = (
@@ -219,6 +222,7 @@ def verify(
 @click.option("--samples", type=int, metavar="N", help="Take the first N samples only.")
 @click.option("--batch-size", default=64, show_default=True, help="Samples a forward pass.")
 @named("--dtype", DTYPE, "float32", ": of cached activations")
+@named("--precision", PRECISION, "double", ": in which activations are multiplied")
 @click.option("--residual", is_flag=True, help="Targets make up for binarised shortcuts (asym).")
 @click.option(
     "--intercept", is_flag=True, help="The best constant a filter, where one is taken up."

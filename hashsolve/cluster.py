@@ -67,7 +67,7 @@ def sum_problems(client: Client, sources: Sequence[dict[str, str]], **variant: A
     client : distributed.Client
     sources : sequence of dict
         Each the arguments of `hashsolve.readers.read_problem`: ``source``, and ``weights``,
-        ``target``, ``reference`` where that is an array, such as
+        ``target``, ``reference``, ``precision`` where that is an array, such as
         ``{"source": "part0.h5:/X", "weights": "W.npy"}``.
     **variant
         ``fixed_scales``, ``scale_group``, ``bases``, ``intercept``, as in `Problem`.
@@ -94,6 +94,7 @@ def layer_sums(
     weights: np.ndarray,
     geometry: Geometry | Sequence[Geometry],
     name: str = "layer",
+    precision: str = "double",
 ) -> list[Sums]:
     """The sums of one layer over a cache file, cut into shards of samples, on the workers.
 
@@ -102,7 +103,7 @@ def layer_sums(
     client : distributed.Client
     path : path
         A file of `hashsolve.activations.write_activations`, which the workers open.
-    weights, name
+    weights, name, precision
         As in `hashsolve.activations.layer_sums`.
     geometry : Geometry, or one a call
 
@@ -120,7 +121,9 @@ def layer_sums(
     with layer_streams(path) as calls:
         cut = pieces(calls)
     place = str(Path(path).absolute())
-    work = [(place, call, weights, geometries[call], name, samples) for call, samples in cut]
+    work = [
+        (place, call, weights, geometries[call], name, samples, precision) for call, samples in cut
+    ]
     parts = in_order(client, _sum_shard, work)
     return functools.reduce(add_in_order, parts)
 
@@ -198,10 +201,10 @@ def in_order(client: Client, job: Any, arguments: Sequence[tuple]) -> Any:
 
 
 def _sum_shard(
-    path: str, call: int, weights: np.ndarray, geometry: Geometry, name: str, samples: slice
+    path: str, call: int, weights: np.ndarray, geometry: Geometry, *options: Any
 ) -> list[Sums]:
     with layer_streams(path) as calls:
-        return shard_sums(calls[call], weights, geometry, name, samples)
+        return shard_sums(calls[call], weights, geometry, *options)
 
 
 def _read(source: dict[str, str]) -> Problem:

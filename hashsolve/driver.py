@@ -25,6 +25,7 @@ from hashsolve.methods import METHODS
 from hashsolve.network import Layer, Network, ResidualNetwork, select, units
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
+from hashsolve.sums import PRECISIONS
 
 PROPAGATIONS = ("asym", "symfp", "symqt")
 logger = logging.getLogger("hashsolve")
@@ -74,6 +75,7 @@ def binarize(
     skip: Iterable[str] = (),
     seed: int = 0,
     dtype: str = "float32",
+    precision: str = "double",
     residual: str | bool = False,
     intercept: str | bool = False,
     scale_group: int | None = None,
@@ -103,7 +105,10 @@ def binarize(
     skip : iterable of str
         Layers to leave in full precision: whole dotted names or globs.
     dtype : {"float32", "float16", "float64"}
-        Storage of the cached activations. Sums are float64.
+        Storage of the cached activations.
+    precision : {"double", "single"}
+        Of the products of which sums are made, which are float64: "single" takes about half the
+        time for linear layers and convolutions that are summed by patches (`hashsolve.sums`).
     residual : {"auto", True, False}
         Whether a layer whose output is added to a shortcut also makes up for what the binarised
         shortcut lacks: its target is Y + (shortcut − binarised shortcut), in units of Y. "auto":
@@ -140,6 +145,7 @@ def binarize(
     checks.choice(effort, "effort", EFFORTS)
     checks.choice(propagation, "propagation", PROPAGATIONS)
     checks.choice(dtype, "dtype", DTYPES)
+    checks.choice(precision, "precision", PRECISIONS)
     seed = checks.whole(seed, "seed", 0)
     try:
         once = iter(calibration) is calibration
@@ -166,6 +172,7 @@ def binarize(
         "propagation": propagation,
         "seed": seed,
         "dtype": dtype,
+        "precision": precision,
         "residual": _residual(network, layers, residual, propagation),
         "intercept": _intercept(layers, intercept),
         "scale_group": _scale_group(layers, scale_group),

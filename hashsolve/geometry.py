@@ -148,8 +148,14 @@ class Geometry:
         """Rows that maps of this shape (as `samples` gives them) make."""
         return shape[0] if self.linear else shape[0] * int(np.prod(self.output(shape[2:])))
 
-    def patches(self, maps: np.ndarray, group: int = 0, lines: slice | None = None) -> np.ndarray:
-        """The rows of one group as columns of a float64 matrix (S, rows).
+    def patches(
+        self,
+        maps: np.ndarray,
+        group: int = 0,
+        lines: slice | None = None,
+        dtype: type = np.float64,
+    ) -> np.ndarray:
+        """The rows of one group as columns of a matrix (S, rows).
 
         Parameters
         ----------
@@ -157,6 +163,8 @@ class Geometry:
         group : int
         lines : slice, optional
             Only these output positions along the first spatial axis.
+        dtype : type
+            Of the matrix; other than float64, a linear layer's is not copied where it is that.
 
         Returns
         -------
@@ -171,7 +179,7 @@ class Geometry:
         share = channels // self.groups
         if self.linear:
             part = maps[:, group * share : (group + 1) * share]
-            return np.ascontiguousarray(part.T, dtype=np.float64)
+            return part.T.astype(dtype, order="C" if dtype == np.float64 else "K", copy=False)
         maps = maps[:, group * share : (group + 1) * share]
         positions = self.output(maps.shape[2:])
         first, last, _ = (lines or slice(None)).indices(positions[0])
@@ -180,7 +188,7 @@ class Geometry:
         if any(pad != (0, 0) for pad in pads):
             maps = np.pad(maps, pads, mode=PAD_MODES[self.padding_mode])
         origin = (first, *(0 for _ in positions[1:]))
-        result = np.empty((share, *self.kernel, maps.shape[0], *shape))
+        result = np.empty((share, *self.kernel, maps.shape[0], *shape), dtype)
         for tap in itertools.product(*map(range, self.kernel)):
             window = tuple(
                 slice(t * d + o * s, t * d + (o + n - 1) * s + 1, s)

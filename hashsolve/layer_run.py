@@ -157,11 +157,13 @@ def do_layer(
     full_weight = network.weight(layer.name)
     if client is None:
         with layer_streams(cache) as calls:
-            sums = calls_sums(calls, full_weight, geometries, layer.name)
+            sums = calls_sums(calls, full_weight, geometries, layer.name, settings["precision"])
     else:
         from hashsolve import cluster
 
-        sums = cluster.layer_sums(client, cache, full_weight, geometries, layer.name)
+        sums = cluster.layer_sums(
+            client, cache, full_weight, geometries, layer.name, settings["precision"]
+        )
     if not keep_activations:
         cache.unlink()
     say("solving")

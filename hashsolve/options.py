@@ -31,6 +31,7 @@ METHOD = OneOf("sign", "dcc", "one_flip", "babai", "beam", "tabu", "exact", "aut
 EFFORT = OneOf("fast", "default", "thorough")
 LEVEL = OneOf("valid", "dcc", "one_flip", "two_flip", "optimal")
 PROPAGATION = OneOf("asym", "symfp", "symqt")
+PRECISION = OneOf("double", "single")
 DTYPE = OneOf("float16", "float32", "float64")
 
 
@@ -42,6 +43,7 @@ def json_option(command: Callable) -> Callable:
 def problem_options(command: Callable) -> Callable:
     """The source of a problem, for commands that take one."""
     for option in (
+        named("--precision", PRECISION, "double", ", in which arrays are multiplied"),
         click.option("--reference", metavar="X", help="Array X: the target is Y = X'W (asym)."),
         click.option("--target", metavar="Y", help="Array Y (N, T): the target itself."),
         click.option("--weights", metavar="W", help="Array W (S, T): PROBLEM is then X (S, N)."),

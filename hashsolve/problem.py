@@ -95,6 +95,7 @@ class Problem:
         reference: Any = None,
         row_weights: Any = None,
         name: str = "problem",
+        precision: str = "double",
         **variant: Any,
     ) -> Problem:
         """The problem of approximating Y by X̂ᵀBA.
@@ -113,6 +114,10 @@ class Problem:
             problem, BWNH section 3.3).
         row_weights : array (N,), optional
             Weights >= 0 of the rows in the loss.
+        precision : {"double", "single"}
+            "single": rows are rounded to float32, and multiplied in it in blocks of at most 8,192,
+            at up to twice the rate; `hashsolve.sums` says how far off that may be. Weighted rows,
+            and blocks with values too large or too small for it, are multiplied in float64.
         **variant
             ``fixed_scales``, ``scale_group``, ``bases``, ``intercept``, as in `Problem`.
 
@@ -131,7 +136,7 @@ class Problem:
         >>> hs.Problem.from_arrays(X, target=X.T @ W).energy.shape
         (3,)
         """
-        sums, w = sum_arrays(inputs, weights, target, reference, row_weights, name)
+        sums, w = sum_arrays(inputs, weights, target, reference, row_weights, name, precision)
         return cls.from_sums(sums, w, **variant)
 
     @classmethod

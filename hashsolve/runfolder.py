@@ -75,7 +75,7 @@ class RunFolder:
         if manifest.exists():
             found = self._read(manifest)  # nothing is removed from a folder that is not a run's
             if resume and any(self.layers.glob("*.solution.h5")):
-                self._check(found, fingerprints)
+                self._check(found, fingerprints, settings)
             else:
                 self._clear()
         elif not all(path.match(".manifest.json.*.part") for path in self.path.iterdir()):
@@ -110,8 +110,14 @@ class RunFolder:
             f"{manifest}: {why}; name another run_dir, or remove the folder if it is a run's"
         )
 
-    def _check(self, found: dict[str, Any], fingerprints: dict[str, str]) -> None:
+    def _check(
+        self, found: dict[str, Any], fingerprints: dict[str, str], settings: dict[str, Any]
+    ) -> None:
         differ = [k for k, v in fingerprints.items() if found["fingerprints"].get(k) != v]
+        before = found.get("settings")
+        if "settings" in differ and isinstance(before, dict):
+            others = ", ".join(k for k, v in settings.items() if before.get(k) != v)
+            differ[differ.index("settings")] += f" ({others})"
         if differ:
             raise ValueError(
                 f"{self.path}: holds a run with other {' and '.join(differ)}; use another run_dir, "
