@@ -11,14 +11,16 @@ from rich.filesize import decimal
 
 from hashsolve import checks
 from hashsolve.activations import DTYPES
+from hashsolve.cluster import APART
+from hashsolve.instance import LARGE
 from hashsolve.network import Layer, Network, select, units
 
 MEMORY = 384 * 2**20
 """Bytes that libraries and blocks of rows take, whatever the layer and the number of rows."""
-COPIES = {"sign": 2, "dcc": 2, "one_flip": 2}
-"""Matrices of the size of H that solving needs beside it, at most at one time."""
-MOST_COPIES = 7
-"""The same of all other methods."""
+SMALL_COPIES, LARGE_COPIES = (2, 7), (1, 3)
+"""Matrices of the size of H that solving needs beside it, at most at one time: by methods that
+prove nothing (`hashsolve.cluster.APART`), and by all others. The second pair is for more inputs than
+`hashsolve.instance.LARGE`, where factors lie in one another's place, or in that of H."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def estimate(
     layers = select(network.layers(first), skip)
     share = (_length(first) + sum(map(_length, batches))) / _length(first)
     rows = []
-    copies = COPIES.get(method, MOST_COPIES)
+    proves = method not in APART
     for index, unit in enumerate(units(layers)):
         asym = propagation == "asym" and index > 0
         shift = asym and bool(residual) and bool(unit[0].shortcut)
@@ -109,7 +111,7 @@ def estimate(
             found = network.layer_input(layer.name, first, binarized=False)
             found = found if isinstance(found, (list, tuple)) else [found]
             calls += [(layer, layer.geometry.samples(np.asarray(maps))) for maps in found]
-        rows.append(_row(calls, share, asym, shift, dtype, copies))
+        rows.append(_row(calls, share, asym, shift, dtype, proves))
     activations = [row["activations"] for row in rows]
     disk = sum(activations) if keep_activations else max(activations)
     disk += sum(row["sums"] for row in rows)
@@ -131,7 +133,7 @@ def _row(
     asym: bool,
     shift: bool,
     dtype: str,
-    copies: int,
+    proves: bool,
 ) -> dict[str, Any]:
     layer = calls[0][0]
     groups, inputs, columns = layer.geometry.groups, layer.fan_in, layer.shape[0]
@@ -139,6 +141,7 @@ def _row(
     counts = [call.geometry.rows(maps.shape) for call, maps in calls]
     numbers = sum(maps.size for _, maps in calls) * (2 if asym else 1)
     numbers += counts[0] * layer.shape[0] if shift else 0
+    copies = (LARGE_COPIES if inputs > LARGE else SMALL_COPIES)[proves]
     sums = 8 * groups * (inputs**2 + 2 * inputs * columns)
     return {
         "layer": layer.name,
