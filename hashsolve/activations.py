@@ -286,9 +286,12 @@ def shard_sums(
         dtype = inputs.dtype if geometry.linear or inputs.dtype == np.float64 else np.float32
 
     def read() -> Iterator[tuple[slice, list[np.ndarray | None]]]:
+        spare: list[dict[int, np.ndarray]] = [{}, {}]  # one is filled while the other is used
         for block, lines in geometry.blocks(shape, block_rows(size, precision)):
             seen = slice(samples.start + block.start, samples.start + block.stop)
-            yield lines, [None if m is None else m[seen] for m in (inputs, reference, shift)]
+            streams = enumerate((inputs, reference, shift))
+            yield lines, [None if m is None else _read(m, seen, spare[0], n) for n, m in streams]
+            spare.reverse()
 
     from_file = isinstance(inputs, h5py.Dataset)
     for lines, (shown, reference_maps, added) in ahead(read()) if from_file else read():
@@ -306,6 +309,19 @@ def shard_sums(
                 target = target + part.swapaxes(0, 1).reshape(targets, -1)
             total.add_block(patches(shown, group), target)
     return sums
+
+
+def _read(
+    source: h5py.Dataset | np.ndarray, seen: slice, spare: dict[int, np.ndarray], number: int
+) -> np.ndarray:
+    """Some samples of a stream; those of a file in memory that is used again."""
+    if not isinstance(source, h5py.Dataset):
+        return source[seen]
+    if len(spare.get(number, ())) < seen.stop - seen.start:
+        spare[number] = np.empty((seen.stop - seen.start, *source.shape[1:]), source.dtype)
+    found = spare[number][: seen.stop - seen.start]
+    source.read_direct(found, np.s_[seen])
+    return found
 
 
 def _sum_by_lags(

@@ -19,8 +19,8 @@ MEMORY = 384 * 2**20
 """Bytes that libraries and blocks of rows take, whatever the layer and the number of rows."""
 SMALL_COPIES, LARGE_COPIES = (2, 7), (1, 3)
 """Matrices of the size of H that solving needs beside it, at most at one time: by methods that
-prove nothing (`hashsolve.cluster.APART`), and by all others. The second pair is for more inputs than
-`hashsolve.instance.LARGE`, where factors lie in one another's place, or in that of H."""
+prove nothing (`hashsolve.cluster.APART`), and by all others. The second pair is for more inputs
+than `hashsolve.instance.LARGE`, where factors lie in one another's place, or in that of H."""
 
 
 @dataclass(frozen=True)
