@@ -25,6 +25,7 @@ SMALLEST_SQUARE = 1e-305
 PRECISIONS = ("double", "single")
 _BLOCK_BYTES = 64 * 2**20
 _INLINE = 100_000  # numbers below which threads cost more than they save
+_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 _PIECE = 1024  # columns of a block that one thread converts
 _SINGLE_SQUARES = 2.0**-80, 2.0**120
 """Rows of a block whose sum of squares is outside are not multiplied in float32: inside, no product
@@ -219,7 +220,12 @@ def in_single(values: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
     def convert(cut: slice) -> tuple[np.ndarray, np.ndarray]:
         with np.errstate(all="ignore"):
             if result is not values:
-                result[:, cut] = values[:, cut]
+                if values.dtype == np.float16:
+                    # twice as fast as a conversion; .T, as it mostly lies in memory
+                    halves, out = values[:, cut].T.view(np.uint16), result[:, cut].T
+                    np.take(_HALVES, halves, out=out, mode="wrap")
+                else:
+                    result[:, cut] = values[:, cut]
             part = result[:, cut]
             return part.sum(axis=1, dtype=np.float64), np.einsum("rn,rn->r", part, part)
 
