@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -17,7 +18,7 @@ from hashsolve.geometry import Geometry
 from hashsolve.lags import Plan, plan_of
 from hashsolve.planes import LagSums
 from hashsolve.sums import Sums, block_rows
-from hashsolve.threads import product
+from hashsolve.threads import ahead
 
 FULL, BINARIZED, SHIFT = "full_precision", "binarized", "shift"
 """Names of the streams: inputs from the full-precision and the partly binarised network, and what
@@ -174,6 +175,7 @@ def layer_sums(
     reference: h5py.Dataset | np.ndarray | None = None,
     name: str = "layer",
     shift: h5py.Dataset | np.ndarray | None = None,
+    precision: str = "double",
 ) -> list[Sums]:
     """Stream the sums of one layer, a group at a time per block, in bounded memory.
 
@@ -190,6 +192,8 @@ def layer_sums(
         The layer, for error messages.
     shift : data set or array (n, T, *positions) or (n, T), optional
         What is added to the target: for the residual-aware one, what the shortcut lacks.
+    precision : {"double", "single"}
+        As in `hashsolve.sums`; convolutions that are summed by lags are always in double.
 
     Returns
     -------
@@ -201,16 +205,20 @@ def layer_sums(
     ValueError
         Where shapes do not fit.
     """
-    return calls_sums([Maps(inputs, reference, shift)], weights, [geometry], name)
+    return calls_sums([Maps(inputs, reference, shift)], weights, [geometry], name, precision)
 
 
 def calls_sums(
-    calls: Sequence[Maps], weights: np.ndarray, geometries: Sequence[Geometry], name: str
+    calls: Sequence[Maps],
+    weights: np.ndarray,
+    geometries: Sequence[Geometry],
+    name: str,
+    precision: str = "double",
 ) -> list[Sums]:
     """The sums of a layer over all its calls, as `layer_sums` takes those of one."""
     total: list[Sums] = []
     for call, samples in pieces(calls):
-        part = shard_sums(calls[call], weights, geometries[call], name, samples)
+        part = shard_sums(calls[call], weights, geometries[call], name, samples, precision)
         total = add_in_order(total, part)
     return total
 
@@ -240,7 +248,12 @@ def add_in_order(total: list[Sums], part: list[Sums]) -> list[Sums]:
 
 
 def shard_sums(
-    maps: Maps, weights: np.ndarray, geometry: Geometry, name: str, samples: slice
+    maps: Maps,
+    weights: np.ndarray,
+    geometry: Geometry,
+    name: str,
+    samples: slice,
+    precision: str = "double",
 ) -> list[Sums]:
     """The sums of one of `shards`, as `layer_sums` takes them."""
     inputs, reference, shift = maps
@@ -263,29 +276,54 @@ def shard_sums(
     matrices = group_weights(weights, geometry)
     size, targets = matrices[0].shape
     labels = [name if geometry.groups == 1 else f"{name}[group {g}]" for g in range(len(matrices))]
-    sums = [Sums(size, 0 if reference is None else targets, label) for label in labels]
+    summed = 0 if reference is None else targets
+    sums = [Sums(size, summed, label, precision) for label in labels]
     plan = plan_of(geometry, inputs.shape[2:], weights.shape[1], sums[0].energy.size)
     if plan is not None:
         _sum_by_lags(Maps(inputs, reference, shift), matrices, plan, sums, samples)
         return sums
     shape = (samples.stop - samples.start, *inputs.shape[1:])
-    for block, lines in geometry.blocks(shape, block_rows(size)):
-        seen = slice(samples.start + block.start, samples.start + block.stop)
-        shown = inputs[seen]
-        reference_maps, added = (None if m is None else m[seen] for m in (reference, shift))
+    dtype: Any = np.float64
+    if precision == "single":  # linear layers' rows are taken as they lie
+        dtype = inputs.dtype if geometry.linear or inputs.dtype == np.float64 else np.float32
+
+    def read() -> Iterator[tuple[slice, list[Any]]]:
+        spare: list[dict[int, np.ndarray]] = [{}, {}]  # one is filled while the other is used
+        for block, lines in geometry.blocks(shape, block_rows(size, precision)):
+            seen = slice(samples.start + block.start, samples.start + block.stop)
+            streams = enumerate((inputs, reference, shift))
+            yield lines, [None if m is None else _read(m, seen, spare[0], n) for n, m in streams]
+            spare.reverse()
+
+    from_file = isinstance(inputs, h5py.Dataset)
+    for lines, (shown, reference_maps, added) in ahead(read()) if from_file else read():
         if reference_maps is None and reference is not None:
             reference_maps = shown
+        patches = partial(geometry.patches, lines=lines, dtype=dtype)
         for group, (w, total) in enumerate(zip(matrices, sums, strict=True)):
             target = None
             if reference_maps is not None:
-                target = product(w.T, geometry.patches(reference_maps, group, lines))
+                target = total.outputs(w, patches(reference_maps, group))
             if added is not None:
                 part = added[:, group * targets : (group + 1) * targets]
                 if not geometry.linear:
                     part = part[:, :, lines]
-                target += part.swapaxes(0, 1).reshape(targets, -1)
-            total.add_block(geometry.patches(shown, group, lines), target)
+                target = target + part.swapaxes(0, 1).reshape(targets, -1)
+            total.add_block(patches(shown, group), target)
     return sums
+
+
+def _read(
+    source: h5py.Dataset | np.ndarray, seen: slice, spare: dict[int, np.ndarray], number: int
+) -> np.ndarray:
+    """Some samples of a stream; those of a file in memory that is used again."""
+    if not isinstance(source, h5py.Dataset):
+        return source[seen]
+    if len(spare.get(number, ())) < seen.stop - seen.start:
+        spare[number] = np.empty((seen.stop - seen.start, *source.shape[1:]), source.dtype)
+    found = spare[number][: seen.stop - seen.start]
+    source.read_direct(found, np.s_[seen])
+    return found
 
 
 def _sum_by_lags(

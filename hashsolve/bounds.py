@@ -7,6 +7,7 @@ import numpy as np
 from hashsolve.control import Control
 from hashsolve.dual import (
     certified_bounds,
+    folded,
     improve_diagonal,
     proof_of,
     proven_bounds,
@@ -14,8 +15,6 @@ from hashsolve.dual import (
 )
 from hashsolve.instance import Instance
 
-SHARED_ABOVE = 1500
-"""More inputs than this share one diagonal, found for all columns at once."""
 COLUMNS = 8
 """Columns that are bounded together where one factor serves all, and that may be solved apart
 (`hashsolve.cluster`): a fixed cut, on which the last bits depend."""
@@ -37,12 +36,13 @@ def cheap_bounds(instance: Instance, control: Control) -> tuple[np.ndarray, str]
         return certify(instance, control, dual_diagonals(instance, control)), "dual"
     start = start_diagonals(instance)[0]
     bounds = np.zeros(len(instance.energy))
-    proof = proof_of(instance.gram, np.zeros_like(start), start, True)
-    if proof is not None:
-        for first in range(0, len(bounds), COLUMNS):
-            part = slice(first, first + COLUMNS)
-            cross, energy = instance.cross[part], instance.energy[part]
-            bounds[part] = proven_bounds(instance.gram, cross, energy, proof, True)
+    with folded(instance.gram, instance.large) as gram:
+        proof = proof_of(gram, np.zeros_like(start), start, True)
+        if proof is not None:
+            for first in range(0, len(bounds), COLUMNS):
+                part = slice(first, first + COLUMNS)
+                cross, energy = instance.cross[part], instance.energy[part]
+                bounds[part] = proven_bounds(gram, cross, energy, proof, True)
     return np.maximum(bounds, 0.0), "least squares"
 
 
@@ -59,7 +59,7 @@ def least_bounds(instance: Instance) -> np.ndarray:
 
 def shared(instance: Instance) -> bool:
     """Whether all columns share one diagonal."""
-    return instance.free and len(instance.gram) > SHARED_ABOVE
+    return instance.free and instance.large
 
 
 def dual_name(instance: Instance) -> str:
@@ -84,8 +84,8 @@ def dual_diagonals(
     """A diagonal a column near the optimum of its semidefinite dual, (T, S).
 
     Each costs about ten factorisations of an S×S matrix, twice as many at a tolerance of 1e-4.
-    Where S is above `SHARED_ABOVE`, one diagonal serves all columns. Once there is a reason to
-    stop, the others are what they start from.
+    Where S is above `hashsolve.instance.LARGE`, one diagonal serves all columns. Once there is a
+    reason to stop, the others are what they start from.
     """
     if control.stop:
         return np.zeros_like(instance.cross)

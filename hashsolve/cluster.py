@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hashsolve.activations import add_in_order, layer_streams, pieces, shard_sums
-from hashsolve.bounds import COLUMNS, SHARED_ABOVE
+from hashsolve.bounds import COLUMNS
 from hashsolve.geometry import Geometry
+from hashsolve.instance import LARGE
 from hashsolve.problem import Problem
 from hashsolve.readers import read_problem, split
 from hashsolve.solution import Solution
@@ -77,7 +78,7 @@ def sum_problems(client: Client, sources: Sequence[dict[str, str]], **variant: A
     client : distributed.Client
     sources : sequence of dict
         Each the arguments of `hashsolve.readers.read_problem`: ``source``, and ``weights``,
-        ``target``, ``reference`` where that is an array, such as
+        ``target``, ``reference``, ``precision`` where that is an array, such as
         ``{"source": "part0.h5:/X", "weights": "W.npy"}``.
     **variant
         ``fixed_scales``, ``scale_group``, ``bases``, ``intercept``, as in `Problem`.
@@ -104,6 +105,7 @@ def layer_sums(
     weights: np.ndarray,
     geometry: Geometry | Sequence[Geometry],
     name: str = "layer",
+    precision: str = "double",
 ) -> list[Sums]:
     """The sums of one layer over a cache file, cut into shards of samples, on the workers.
 
@@ -112,7 +114,7 @@ def layer_sums(
     client : distributed.Client
     path : path
         A file of `hashsolve.activations.write_activations`, which the workers open.
-    weights : array
+    weights, precision
         As in `hashsolve.activations.layer_sums`.
     geometry : Geometry, or one a call
     name : str
@@ -132,7 +134,9 @@ def layer_sums(
     with layer_streams(path) as calls:
         cut = pieces(calls)
     place = str(Path(path).absolute())
-    work = [(place, call, weights, geometries[call], name, samples) for call, samples in cut]
+    work = [
+        (place, call, weights, geometries[call], name, samples, precision) for call, samples in cut
+    ]
     parts = in_order(client, _sum_shard, work)
     return functools.reduce(add_in_order, parts)
 
@@ -192,7 +196,7 @@ def solve(
 
 def cuts(inputs: int, columns: int, method: str, threads: int) -> list[slice]:
     """Columns that are solved apart; where all share a bound's diagonal, they stay together."""
-    if inputs > SHARED_ABOVE and method not in APART:
+    if inputs > LARGE and method not in APART:
         return [slice(0, columns)]
     least, even = inputs / INPUTS_PER_COLUMN, columns / (PIECES * max(threads, 1))
     step = COLUMNS * max(1, round(max(least, even) / COLUMNS))
@@ -210,10 +214,10 @@ def in_order(client: Client, job: Any, arguments: Sequence[tuple]) -> Any:
 
 
 def _sum_shard(
-    path: str, call: int, weights: np.ndarray, geometry: Geometry, name: str, samples: slice
+    path: str, call: int, weights: np.ndarray, geometry: Geometry, *options: Any
 ) -> list[Sums]:
     with layer_streams(path) as calls:
-        return shard_sums(calls[call], weights, geometry, name, samples)
+        return shard_sums(calls[call], weights, geometry, *options)
 
 
 def _read(source: dict[str, str]) -> Problem:

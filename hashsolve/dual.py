@@ -13,19 +13,96 @@ those of an `hashsolve.instance.Instance`: ``gram`` (S, S) and one column's ``cr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 
-from hashsolve.threads import strips
+from hashsolve.threads import mirror, strips
 
 Array = NDArray[np.float64]
 
 UNIT_ROUNDOFF = 2.0**-53
+
+
+class Folded:
+    """A symmetric matrix in the lower triangle of its array; the upper one is lent to LAPACK.
+
+    So a factor takes no memory of its own. It quacks like the matrix where proofs are made.
+
+    Parameters
+    ----------
+    array : array (S, S)
+        In C's order. Its upper triangle is overwritten until `unfold`.
+
+    Attributes
+    ----------
+    half : array (S, S)
+        Its transpose, of which LAPACK works on the lower triangle, diagonal included.
+    """
+
+    __array_ufunc__ = None  # so that array @ folded is left to __rmatmul__
+
+    def __init__(self, array: Array):
+        self.array = array
+        self.half = array.T
+        self._diagonal = array.diagonal().copy()
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def diagonal(self) -> Array:
+        """The matrix's own, whatever is in the array."""
+        return self._diagonal
+
+    def unfold(self) -> None:
+        """Put the matrix back into all of its array."""
+        mirror(self.half)
+        self._set_diagonal(self._diagonal)
+
+    def factorise(self, diagonal: Array) -> Array | None:
+        """See `factorise`; the factor is gone with the next."""
+        self.unfold()
+        self._set_diagonal(self._diagonal + diagonal)
+        factor, failed = lapack.dpotrf(self.half, lower=1, overwrite_a=1, clean=0)
+        return None if failed or not np.isfinite(factor[-1, -1]) else factor
+
+    def __rmatmul__(self, left: Array) -> Array:
+        lent = self.array.diagonal().copy()
+        self._set_diagonal(self._diagonal)
+        result = blas.dsymm(1.0, self.half, left.T, lower=0).T
+        self._set_diagonal(lent)
+        return result
+
+    def __getitem__(self, rows: slice) -> Array:
+        """Whole rows, copied."""
+        result = np.empty((rows.stop - rows.start, len(self)))
+        result[:, : rows.start] = self.array[rows, : rows.start]
+        result[:, rows.start :] = self.array[rows.start :, rows].T
+        tile = result[:, rows]  # the part of it on the diagonal
+        tile[...] = np.triu(tile, 1) + np.triu(tile, 1).T
+        np.fill_diagonal(tile, self._diagonal[rows])
+        return result
+
+    def _set_diagonal(self, values: Array) -> None:
+        self.array.ravel()[:: len(self) + 1] = values
+
+
+@contextmanager
+def folded(gram: Array, fold: bool) -> Iterator[Any]:
+    """The Gram matrix, `Folded` within this if asked to be: nothing else may look at it then."""
+    if not fold:
+        yield gram
+        return
+    matrix = Folded(gram)
+    try:
+        yield matrix
+    finally:
+        matrix.unfold()
 
 
 def safety_margin(gram: Array) -> float:
@@ -34,7 +111,7 @@ def safety_margin(gram: Array) -> float:
 
 
 def _size(gram: Array) -> float:
-    return float(np.abs(np.diag(gram)).mean() or np.abs(gram).max())
+    return float(np.abs(gram.diagonal()).mean() or np.abs(gram).max())
 
 
 def starting_diagonal(gram: Array, smallest: float, cross: Array, free: bool) -> Array:
@@ -89,11 +166,12 @@ def improve_diagonal(
     steps = 0
     while steps < max_steps and not stop():
         steps += 1
-        inverse = lapack.dpotri(factor, lower=1)[0]  # its lower triangle; so is all that follows
+        # its lower triangle, in place of the factor; so is all that follows
+        inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)[0]
         gradient = np.einsum("ts,ts->s", solution, solution) + weight * np.diag(inverse)
-        curvature = (weight * inverse + 2.0 * (solution.T @ solution)) * inverse
-        hessian, failed = lapack.dpotrf(curvature, lower=1, overwrite_a=1)
-        if failed or not np.isfinite(hessian[-1, -1]):
+        hessian = _hessian(inverse, solution, weight)
+        del factor, inverse
+        if hessian is None:
             break
         if free:
             toward, uniform = solve_factored(hessian, np.stack([gradient, np.ones(inputs)]))
@@ -103,6 +181,7 @@ def improve_diagonal(
             gradient -= 1.0
             direction = solve_factored(hessian, gradient[None])[0]
             slope = direction @ gradient
+        del hessian  # before the next factor
         if not np.isfinite(slope):  # a Gram matrix of (nearly) nothing
             break
         length = 1.0
@@ -129,6 +208,16 @@ def improve_diagonal(
             weight = max(0.15 * weight, smallest_weight)
         value = _barrier_value(cross, solution, factor, diagonal, weight, free)
     return diagonal, steps
+
+
+def _hessian(inverse: Array, solution: Array, weight: float) -> Array | None:
+    """The lower Cholesky factor of minus the barrier's Hessian, or None."""
+    curvature = (solution.T @ solution).T  # symmetric, and now in the order of LAPACK
+    for cut in strips(len(inverse)):
+        part = inverse[:, cut]
+        curvature[:, cut] = (weight * part + 2.0 * curvature[:, cut]) * part
+    hessian, failed = lapack.dpotrf(curvature, lower=1, overwrite_a=1)
+    return None if failed or not np.isfinite(hessian[-1, -1]) else hessian
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,12 +313,14 @@ def cholesky_error(gram: Array, diagonal: Array | float = 0.0) -> float:
     If it runs to completion on A, then A + E is positive definite with
     ``|E| <= g / (1 - g) * trace(A)``, g = (S + 1) u (Rump 2006); twice that covers forming A.
     """
-    trace = np.abs(np.diag(gram) + diagonal).sum()
+    trace = np.abs(gram.diagonal() + diagonal).sum()
     return float(2.0 * (len(gram) + 4) * UNIT_ROUNDOFF * trace) + np.finfo(float).tiny
 
 
 def factorise(gram: Array, diagonal: Array | float) -> Array | None:
     """Lower Cholesky factor of ``gram + diag(diagonal)``, or None."""
+    if isinstance(gram, Folded):
+        return gram.factorise(diagonal)
     matrix = gram.copy()
     matrix.ravel()[:: len(gram) + 1] += diagonal
     factor, failed = lapack.dpotrf(matrix.T, lower=1, overwrite_a=1, clean=0)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from rich.filesize import decimal
 
+from hashsolve.cluster import APART
+from hashsolve.instance import LARGE as LARGE_GRAM
 from hashsolve.network import Layer, Network, calls_of, units
 from hashsolve.plan import make_plan
 from hashsolve.problem import Problem
@@ -20,10 +22,10 @@ from hashsolve.solver import solve
 
 MEMORY = 384 * 2**20
 """Bytes that libraries and blocks of rows take, whatever the layer and the number of rows."""
-COPIES = {"sign": 2, "dcc": 2, "one_flip": 2}
-"""Matrices of the size of H that solving needs beside it, at most at one time."""
-MOST_COPIES = 7
-"""The same of all other methods."""
+SMALL_COPIES, LARGE_COPIES = (2, 7), (1, 3)
+"""Matrices of the size of H that solving needs beside it, at most at one time: by methods that
+prove nothing (`hashsolve.cluster.APART`), and by all others. The second pair is for more inputs
+than `hashsolve.instance.LARGE`, where factors lie in one another's place, or in that of H."""
 SMALL, LARGE, COLUMNS = 48, 144, 8
 """Inputs and columns of the problems that `Speed` is measured on."""
 
@@ -114,12 +116,13 @@ def estimate(
     plan = make_plan(network, calibration, method, effort, propagation, **settings)
     if run_dir is not None:
         with RunFolder(run_dir) as folder:
-            folder.check(plan.fingerprints, resume)
+            folder.check(plan.fingerprints, plan.settings, resume)
     batches = iter(calibration)
     first = next(batches)
     share = (_length(first) + sum(map(_length, batches))) / _length(first)
     speed = Speed.measured(method, effort) if timed else None
     rows = []
+    proves = method not in APART
     for index, unit in enumerate(units(plan.layers)):
         asym = propagation == "asym" and index > 0
         calls: list[tuple[Layer, np.ndarray]] = []
@@ -129,8 +132,7 @@ def estimate(
             calls += [(layer, layer.geometry.samples(maps)) for maps in found]
         passes = (time.perf_counter() - begun) * share * (2 if asym else 1)
         shift = asym and unit[0].name in plan.settings["residual"]
-        copies = COPIES.get(method, MOST_COPIES)
-        row = _row(calls, share, asym, shift, plan.settings["dtype"], copies)
+        row = _row(calls, share, asym, shift, plan.settings["dtype"], proves)
         row["seconds"] = None if speed is None else speed.seconds(row, passes, asym)
         rows.append(row)
     activations = [row["activations"] for row in rows]
@@ -213,7 +215,7 @@ def _row(
     asym: bool,
     shift: bool,
     dtype: str,
-    copies: int,
+    proves: bool,
 ) -> dict[str, Any]:
     layer = calls[0][0]
     groups, inputs, columns = layer.geometry.groups, layer.fan_in, layer.shape[0]
@@ -221,6 +223,7 @@ def _row(
     counts = [call.geometry.rows(maps.shape) for call, maps in calls]
     numbers = sum(maps.size for _, maps in calls) * (2 if asym else 1)
     numbers += counts[0] * layer.shape[0] if shift else 0
+    copies = (LARGE_COPIES if inputs > LARGE_GRAM else SMALL_COPIES)[proves]
     sums = 8 * groups * (inputs**2 + 2 * inputs * columns)
     return {
         "layer": layer.name,

@@ -177,8 +177,14 @@ class Geometry:
         """
         return shape[0] if self.linear else shape[0] * int(np.prod(self.output(shape[2:])))
 
-    def patches(self, maps: np.ndarray, group: int = 0, lines: slice | None = None) -> np.ndarray:
-        """The rows of one group as columns of a float64 matrix (S, rows).
+    def patches(
+        self,
+        maps: np.ndarray,
+        group: int = 0,
+        lines: slice | None = None,
+        dtype: type = np.float64,
+    ) -> np.ndarray:
+        """The rows of one group as columns of a matrix (S, rows).
 
         Parameters
         ----------
@@ -186,6 +192,8 @@ class Geometry:
         group : int
         lines : slice, optional
             Only these output positions along the first spatial axis.
+        dtype : type
+            Of the matrix; other than float64, a linear layer's is not copied where it is that.
 
         Returns
         -------
@@ -200,7 +208,7 @@ class Geometry:
         share = channels // self.groups
         if self.linear:
             part = maps[:, group * share : (group + 1) * share]
-            return np.ascontiguousarray(part.T, dtype=np.float64)
+            return part.T.astype(dtype, order="C" if dtype == np.float64 else "K", copy=False)
         maps = maps[:, group * share : (group + 1) * share]
         positions = self.output(maps.shape[2:])
         first, last, _ = (lines or slice(None)).indices(positions[0])
@@ -209,7 +217,7 @@ class Geometry:
         if any(pad != (0, 0) for pad in pads):
             maps = pad(maps, pads, self.padding_mode)
         origin = (first, *(0 for _ in positions[1:]))
-        result = np.empty((share, *self.kernel, maps.shape[0], *shape))
+        result = np.empty((share, *self.kernel, maps.shape[0], *shape), dtype)
         for tap in itertools.product(*map(range, self.kernel)):
             window: list[Any] = list(
                 slice(t * d + o * s, t * d + (o + n - 1) * s + 1, s)

@@ -8,8 +8,12 @@ from functools import cached_property
 import numpy as np
 from scipy import linalg
 
-from hashsolve.dual import factorise, safety_margin
+from hashsolve.dual import factorise, folded, safety_margin
 from hashsolve.problem import Problem
+
+LARGE = 1500
+"""Inputs above which memory counts: columns share one diagonal (`hashsolve.bounds`), and no factor
+of H is kept beside it where it can be helped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +97,26 @@ class Instance:
         rows = {name: getattr(self, name) for name in names}
         return replace(self, **{name: v[t : t + 1] for name, v in rows.items() if v is not None})
 
+    @property
+    def large(self) -> bool:
+        """Whether the whole instance is factored in place, by one thread, to spare memory."""
+        return len(self.gram) > LARGE
+
     @cached_property
     def safely_definite(self) -> bool:
         """Whether the Gram matrix is positive definite, far beyond rounding: a factorisation
         says so in a tenth of the time that its eigenvalues take."""
         margin = np.full(len(self.gram), -2.0 * safety_margin(self.gram))
-        return factorise(self.gram, margin) is not None
+        with folded(self.gram, self.large) as gram:
+            return factorise(gram, margin) is not None
 
     @cached_property
     def smallest_eigenvalue(self) -> float:
         """Of the Gram matrix."""
-        return float(linalg.eigvalsh(self.gram, subset_by_index=(0, 0))[0])
+        with folded(self.gram, self.large) as gram:
+            half = gram.half if self.large else gram
+            values = linalg.eigvalsh(half, subset_by_index=(0, 0), overwrite_a=self.large)
+        return float(values[0])
 
     @cached_property
     def weights(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from hashsolve.dual import factorise
 from hashsolve.instance import Instance
 from hashsolve.kernels.beam import beam
 from hashsolve.kernels.order import least_pivots
+from hashsolve.threads import mirror, strips
 
 RIDGE = 1e-2
 """Of the mean diagonal, on top of λ: a ranking less greedy, and never a singular factor."""
@@ -64,11 +65,23 @@ class Lattice:
             if factor is not None:
                 break
             load *= 4
-        inverse = np.tril(lapack.dpotri(factor, lower=1)[0])
-        inverse += np.tril(inverse, -1).T
-        order = least_pivots(np.ascontiguousarray(inverse))[::-1]
-        lower = np.linalg.cholesky(gram[np.ix_(order, order)] + np.diag(diagonal[order]))
-        return order, lower, float(diagonal.sum())
+        inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)[0].T
+        mirror(inverse)
+        order = least_pivots(inverse)[::-1]
+        del factor, inverse
+        return order, _lower(gram[np.ix_(order, order)], diagonal[order]), float(diagonal.sum())
+
+
+def _lower(matrix: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
+    """The lower Cholesky factor of ``matrix + diag(diagonal)``, in C's order, in its place."""
+    matrix.ravel()[:: len(matrix) + 1] += diagonal
+    _, failed = lapack.dpotrf(matrix.T, lower=1, overwrite_a=1, clean=0)
+    if failed:
+        raise np.linalg.LinAlgError("a matrix that was positive definite in another order is not")
+    mirror(matrix)
+    for rows in strips(len(matrix)):
+        matrix[rows] = np.tril(matrix[rows], rows.start)
+    return matrix
 
 
 def lattice_codes(

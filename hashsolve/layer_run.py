@@ -167,11 +167,13 @@ def do_layer(
     full_weight = network.weight(layer.name)
     if client is None:
         with layer_streams(cache) as calls:
-            sums = calls_sums(calls, full_weight, geometries, layer.name)
+            sums = calls_sums(calls, full_weight, geometries, layer.name, settings["precision"])
     else:
         from hashsolve import cluster
 
-        sums = cluster.layer_sums(client, cache, full_weight, geometries, layer.name)
+        sums = cluster.layer_sums(
+            client, cache, full_weight, geometries, layer.name, settings["precision"]
+        )
     if not keep_activations:
         cache.unlink()
     say("solving")
@@ -213,8 +215,10 @@ def do_layer(
 def _live_problem(sums: Sums, weights: np.ndarray, variant: dict[str, Any]) -> Problem | None:
     """The problem of one group; None where its inputs or its outputs are all zero."""
     gram = sums.finish().gram
-    outputs = sums.energy if sums.energy.size else product(gram, weights)
-    return Problem.from_sums(sums, weights, **variant) if gram.any() and outputs.any() else None
+    if not gram.any():
+        return None
+    live = (sums.energy if sums.energy.size else product(gram, weights)).any()
+    return Problem.from_sums(sums, weights, **variant) if live else None
 
 
 def _mean_magnitudes(weights: np.ndarray, variant: dict[str, Any]) -> np.ndarray:

@@ -46,6 +46,7 @@ METHOD = OneOf("sign", "dcc", "one_flip", "babai", "beam", "tabu", "exact", "aut
 EFFORT = OneOf("fast", "default", "thorough")
 LEVEL = OneOf("valid", "dcc", "one_flip", "two_flip", "optimal")
 PROPAGATION = OneOf("asym", "symfp", "symqt")
+PRECISION = OneOf("double", "single")
 DTYPE = OneOf("float16", "float32", "float64")
 
 
@@ -61,6 +62,7 @@ def problem_options(command: Callable) -> Callable:
         return click.option(name, metavar=letter, type=FILE, help=text)
 
     for option in (
+        named("--precision", PRECISION, "double", ", in which arrays are multiplied"),
         array("--reference", "X", "Array X: the target is Y = X'W (asym)."),
         array("--target", "Y", "Array Y (N, T): the target itself."),
         array("--weights", "W", "Array W (S, T): PROBLEM is then X (S, N)."),

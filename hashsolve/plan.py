@@ -13,6 +13,7 @@ from hashsolve.control import EFFORTS
 from hashsolve.files import digest, update
 from hashsolve.methods import METHODS
 from hashsolve.network import Layer, Network, ResidualNetwork, select, units
+from hashsolve.sums import PRECISIONS
 
 PROPAGATIONS = ("asym", "symfp", "symqt")
 
@@ -49,6 +50,7 @@ def make_plan(
     skip: Iterable[str] = (),
     seed: int = 0,
     dtype: str = "float32",
+    precision: str = "double",
     residual: str | bool = False,
     intercept: str | bool = False,
     scale_group: int | None = None,
@@ -65,6 +67,7 @@ def make_plan(
     checks.choice(effort, "effort", EFFORTS)
     checks.choice(propagation, "propagation", PROPAGATIONS)
     checks.choice(dtype, "dtype", DTYPES)
+    checks.choice(precision, "precision", PRECISIONS)
     seed = checks.whole(seed, "seed", 0)
     try:
         once = iter(calibration) is calibration
@@ -91,6 +94,7 @@ def make_plan(
         "propagation": propagation,
         "seed": seed,
         "dtype": dtype,
+        "precision": precision,
         "residual": _residual(network, layers, residual, propagation),
         "intercept": _intercept(layers, intercept),
         "scale_group": _scale_group(layers, scale_group),

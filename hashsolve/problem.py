@@ -96,6 +96,7 @@ class Problem:
         reference: Any = None,
         row_weights: Any = None,
         name: str = "problem",
+        precision: str = "double",
         **variant: Any,
     ) -> Problem:
         """The problem of approximating Y by X̂ᵀBA.
@@ -116,6 +117,10 @@ class Problem:
             Weights >= 0 of the rows in the loss.
         name : str
             What it belongs to, for error messages.
+        precision : {"double", "single"}
+            "single": rows are rounded to float32, and multiplied in it in blocks of at most 8,192,
+            at up to twice the rate; `hashsolve.sums` says how far off that may be. Weighted rows,
+            and blocks with values too large or too small for it, are multiplied in float64.
         **variant
             ``fixed_scales``, ``scale_group``, ``bases``, ``intercept``, as in `Problem`.
 
@@ -134,7 +139,7 @@ class Problem:
         >>> hs.Problem.from_arrays(X, target=X.T @ W).energy.shape
         (3,)
         """
-        sums, w = sum_arrays(inputs, weights, target, reference, row_weights, name)
+        sums, w = sum_arrays(inputs, weights, target, reference, row_weights, name, precision)
         return cls.from_sums(sums, w, **variant)
 
     @classmethod
@@ -159,14 +164,16 @@ class Problem:
             unit_cross = product(gram, unit)
             unit_energy = np.maximum(np.einsum("st,st->t", unit, unit_cross), 0.0)
             with one_blas_thread(), np.errstate(over="ignore", under="ignore"):
+                target_sum = np.ldexp(unit.T @ sums.input_sum, exponent)
                 # outputs that cancel (weights +1, −1 on equal inputs) leave rounding: that is zero
-                magnitude = magnitudes_times(gram, np.abs(unit))
-                size = np.einsum("st,st->t", np.abs(unit), magnitude)
+                np.abs(unit, out=unit)
+                size = np.einsum("st,st->t", unit, magnitudes_times(gram, unit))
                 cancel = np.isfinite(size) & (unit_energy <= np.finfo(float).eps * size)
                 unit_energy[cancel], unit_cross[:, cancel] = 0.0, 0.0
-                cross = np.ldexp(unit_cross, exponent)
+                cross = np.ldexp(unit_cross, exponent, out=unit_cross)
                 energy = np.ldexp(unit_energy, 2 * exponent)
-                target_sum = np.ldexp(unit.T @ sums.input_sum, exponent)
+            for array in (cross, energy, target_sum):
+                array.flags.writeable = False
             for t in np.flatnonzero(unit_energy):
                 in_range(f"outputs of column {t}", sums.name, 1.0, energy[t])
         return cls(

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from hashsolve import checks
 from hashsolve.files import MAX_COMPRESSION, open_h5
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution
 from hashsolve.suggest import did_you_mean
+from hashsolve.sums import PRECISIONS
 
 SUMS = ("gram", "cross", "energy")
 _OPTIONAL = ("weights", "fixed_scales", "input_sum", "target_sum")
@@ -60,6 +62,7 @@ def read_problem(
     weights: str | None = None,
     target: str | None = None,
     reference: str | None = None,
+    precision: str = "double",
 ) -> Problem:
     """A problem: saved sums, or arrays X with W or Y.
 
@@ -70,6 +73,8 @@ def read_problem(
         X and W (or Y, and X_reference); or any array X, beside ``weights`` or ``target``.
     weights, target, reference : str, optional
         Arrays W (S, T), Y (N, T), X (S, N).
+    precision : {"double", "single"}
+        Of the sums over arrays, as in `Problem.from_arrays`.
 
     Raises
     ------
@@ -83,12 +88,15 @@ def read_problem(
                 None if item is None else stack.enter_context(open_array(item))
                 for item in (source, weights, target, reference)
             )
-            return Problem.from_arrays(x, w, target=y, reference=r, name=path.stem)
+            return Problem.from_arrays(
+                x, w, target=y, reference=r, name=path.stem, precision=precision
+            )
     if path.suffix == ".npz":
         with _npz(path) as arrays:
             names = (*SUMS, *_OPTIONAL, *_NUMBERS, "X", "W", "Y", "X_reference")
             known = {name: _member(arrays, name, source) for name in names if name in arrays}
             if all(name in known for name in SUMS):
+                _summed(source, precision)
                 fields: dict[str, Any] = {
                     **{name: known[name] for name in (*SUMS, *_OPTIONAL) if name in known},
                     **{name: known[name].item() for name in _NUMBERS if name in known},
@@ -96,7 +104,9 @@ def read_problem(
                 return Problem(**fields, name=path.stem)
             if "X" in known and ("W" in known or "Y" in known):
                 w, y, r = (known.get(name) for name in ("W", "Y", "X_reference"))
-                return Problem.from_arrays(known["X"], w, target=y, reference=r, name=path.stem)
+                return Problem.from_arrays(
+                    known["X"], w, target=y, reference=r, name=path.stem, precision=precision
+                )
             raise ValueError(
                 f"{source}: needs arrays gram, cross and energy, or X with W or Y; it holds "
                 f"{', '.join(arrays.files)}"
@@ -114,7 +124,13 @@ def read_problem(
                 f"{', '.join(groups)}"
             )
         inside = groups[0]  # a file that holds one problem needs no name
+    _summed(source, precision)
     return Problem.load(path, inside or "/")
+
+
+def _summed(source: str, precision: str) -> None:
+    if checks.choice(precision, "precision", PRECISIONS) != PRECISIONS[0]:
+        raise ValueError(f"{source}: precision: its sums are made already; leave it out")
 
 
 def problem_groups(file: h5py.File) -> list[str]:

@@ -70,7 +70,7 @@ class RunFolder:
         manifest = self.path / "manifest.json"
         self._refuse_place()
         self.path.mkdir(parents=True, exist_ok=True)
-        if not self.check(fingerprints, resume):
+        if not self.check(fingerprints, settings, resume):
             self._clear()
         for stale in self.path.glob("**/.*.part"):  # what a killed writer left
             stale.unlink()
@@ -82,7 +82,7 @@ class RunFolder:
         for folder in (self.layers, self.activations):
             folder.mkdir(exist_ok=True)
 
-    def check(self, fingerprints: dict[str, str], resume: bool) -> bool:
+    def check(self, fingerprints: dict[str, str], settings: dict[str, Any], resume: bool) -> bool:
         """Refuse what `begin` refuses, and write nothing; whether what is there is kept."""
         self._refuse_place()
         if not self.path.exists():
@@ -97,7 +97,7 @@ class RunFolder:
         found = self._read(manifest)  # nothing is removed from a folder that is not a run's
         kept = resume and any(self.layers.glob("*.solution.h5"))
         if kept:
-            self._compare(found, fingerprints)
+            self._compare(found, fingerprints, settings)
         return kept
 
     def _refuse_place(self) -> None:
@@ -129,8 +129,14 @@ class RunFolder:
             f"{manifest}: {why}; name another run_dir, or remove the folder if it is a run's"
         )
 
-    def _compare(self, found: dict[str, Any], fingerprints: dict[str, str]) -> None:
+    def _compare(
+        self, found: dict[str, Any], fingerprints: dict[str, str], settings: dict[str, Any]
+    ) -> None:
         differ = [k for k, v in fingerprints.items() if found["fingerprints"].get(k) != v]
+        before = found.get("settings")
+        if "settings" in differ and isinstance(before, dict):
+            others = ", ".join(k for k, v in settings.items() if before.get(k) != v)
+            differ[differ.index("settings")] += f" ({others})"
         if differ:
             raise ValueError(
                 f"{self.path}: holds a run with other {' and '.join(differ)}; use another run_dir, "

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 
 import hashsolve as hs
 from hashsolve import bounds
+from hashsolve import instance as instances
 from hashsolve.control import Control
-from hashsolve.dual import certified_bounds, improve_diagonal, starting_diagonal
+from hashsolve.dual import (
+    certified_bounds,
+    factorise,
+    folded,
+    improve_diagonal,
+    starting_diagonal,
+)
 from hashsolve.methods import METHODS
 from hashsolve.reference import brute_force
 from hashsolve.testing.strategies import KINDS as CASES
@@ -115,7 +122,7 @@ def test_shared_diagonal(kind, size, seed):
     """One diagonal for all columns proves less, and nothing false."""
     p = make_case(kind, seed, size, columns=3, rows=30).problem
     best = brute_force(p)
-    with mock.patch.object(bounds, "SHARED_ABOVE", 0):
+    with mock.patch.object(instances, "LARGE", 0):
         s = hs.solve(p, "beam")
     assert s.bound_name == "dual, one diagonal"
     assert (s.lower_bound <= best + 1e-9 * p.energy).all()
@@ -126,9 +133,50 @@ def test_shared_diagonal_proves_more_than_least_squares(monkeypatch):
     p = make_case("relu", 2, size=40, columns=6, rows=150).problem
     own = hs.solve(p, "babai").lower_bound.sum()
     least = hs.solve(p, "one_flip").lower_bound.sum()
-    monkeypatch.setattr(bounds, "SHARED_ABOVE", 30)
+    monkeypatch.setattr(instances, "LARGE", 30)
     shared = hs.solve(p, "babai").lower_bound.sum()
     assert least < 0.01 * own < 0.2 * own < shared < own
+
+
+@pytest.mark.parametrize("size", [1, 5, 513, 1100])
+def test_a_folded_matrix_is_the_matrix(size, rng):
+    """Its rows, products and factors, with a factor in its place; and itself again afterwards."""
+    x = rng.normal(size=(size, size + 5))
+    gram = x @ x.T
+    gram = 0.5 * (gram + gram.T)
+    kept, left = gram.copy(), rng.normal(size=(4, size))
+    shift = rng.random(size)
+    with folded(gram, True) as matrix:
+        for diagonal in (shift, np.full(size, -1e9), 2 * shift):  # the second has no factor
+            found, wanted = matrix.factorise(diagonal), factorise(kept, diagonal)
+            assert (found is None) == (wanted is None)
+            if found is not None:
+                np.testing.assert_array_equal(np.tril(found), np.tril(wanted))
+                assert np.shares_memory(found, gram)
+            rows = slice(size // 3, min(size // 3 + 512, size))
+            np.testing.assert_array_equal(matrix[rows], kept[rows])
+            np.testing.assert_allclose(left @ matrix, left @ kept, rtol=1e-12, atol=1e-9 * size)
+            np.testing.assert_array_equal(matrix.diagonal(), kept.diagonal())
+            if found is not None:
+                np.testing.assert_array_equal(np.tril(found), np.tril(wanted))
+    np.testing.assert_array_equal(gram, kept)
+    with pytest.raises(KeyboardInterrupt), folded(gram, True) as matrix:
+        matrix.factorise(shift)
+        raise KeyboardInterrupt
+    np.testing.assert_array_equal(gram, kept)
+
+
+@given(problems(sizes=(2, 9)), st.sampled_from(["sign", "dcc", "one_flip"]))
+def test_large_instances_are_solved_alike(p, method):
+    """Codes and losses to the last bit by methods that prove nothing; bounds but for rounding."""
+    plain = hs.solve(p, method)
+    with mock.patch.object(instances, "LARGE", 0):
+        large = hs.solve(p, method)
+    np.testing.assert_array_equal(large.codes, plain.codes)
+    np.testing.assert_array_equal(large.loss, plain.loss)
+    np.testing.assert_allclose(
+        large.lower_bound, plain.lower_bound, rtol=1e-9, atol=1e-9 * np.abs(p.energy).max()
+    )
 
 
 def test_a_column_depends_on_nothing_but_itself():

@@ -18,7 +18,8 @@ from small_network import calibration, network
 
 import hashsolve as hs
 from hashsolve import activations, cli, retrieval
-from hashsolve.bounds import COLUMNS, SHARED_ABOVE
+from hashsolve.bounds import COLUMNS
+from hashsolve.instance import LARGE
 from hashsolve.methods import METHODS
 from hashsolve.readers import read_problem
 from hashsolve.testing.strategies import make_case
@@ -91,7 +92,7 @@ def test_solves_are_those_of_one_process(client, method, tmp_path):
 
 
 def test_columns_of_many_inputs_are_solved_apart(client, rng, tmp_path):
-    inputs = SHARED_ABOVE + 1
+    inputs = LARGE + 1
     gram, cross = np.eye(inputs) + 0.1, rng.normal(size=(inputs, 150))
     problem = hs.Problem(gram, cross, np.full(150, 2.0 * inputs))
     assert len(cluster.cuts(inputs, 150, "dcc", 2)) > 1
@@ -108,7 +109,7 @@ def test_cuts(inputs, columns, method, threads):
     pieces = cluster.cuts(inputs, columns, method, threads)
     assert [n for piece in pieces for n in range(columns)[piece]] == list(range(columns))
     assert all(piece.start % COLUMNS == 0 for piece in pieces)
-    if inputs > SHARED_ABOVE and method not in cluster.APART:
+    if inputs > LARGE and method not in cluster.APART:
         assert len(pieces) == 1
     elif columns >= 2 * max(COLUMNS * cluster.PIECES, inputs) * max(threads, 1):
         assert len(pieces) >= threads

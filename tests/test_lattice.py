@@ -164,7 +164,7 @@ def test_one_diagonal_for_all_columns(monkeypatch):
     """Above a size the columns share their diagonal, and the triangle with it."""
     p = make_case("relu", 4, size=30, columns=5, rows=90).problem
     own = hs.solve(p, "beam")
-    monkeypatch.setattr("hashsolve.bounds.SHARED_ABOVE", 10)
+    monkeypatch.setattr("hashsolve.instance.LARGE", 10)
     s = hs.solve(p, "beam")
     assert (s.bound_name, own.bound_name) == ("dual, one diagonal", "dual")
     instance = Instance.of(p)

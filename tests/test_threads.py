@@ -43,7 +43,11 @@ def everything() -> str:
         hs.Problem.from_arrays(x, w, row_weights=v),
         hs.Problem.from_arrays(x, w, reference=shown),
         hs.Problem.from_arrays(x, target=y),
+        hs.Problem.from_arrays(x.astype(np.float32), w, reference=shown, precision="single"),
     ]
+    linear = x.T.astype(np.float16), w.T, hs.Geometry(), shown.T.astype(np.float16)
+    (sums,) = layer_sums(*linear, precision="single")
+    problems.append(hs.Problem.from_sums(sums, w))
     maps, kernels = rng.normal(size=(20, 32, 13, 13)), rng.normal(size=(24, 16, 3, 3))
     for stride in (1, 2):
         geometry = hs.Geometry.conv((3, 3), stride, padding=1, groups=2)

@@ -10,6 +10,7 @@ from hashsolve.cli.report import page_of
 from hashsolve.options import (
     DTYPE,
     FILE,
+    PRECISION,
     PROPAGATION,
     connected,
     json_option,
@@ -32,6 +33,7 @@ from hashsolve.terminal import echo_json, progress
 @click.option("--samples", type=int, metavar="N", help="Take the first N samples only.")
 @click.option("--batch-size", default=64, show_default=True, help="Samples a forward pass.")
 @named("--dtype", DTYPE, "float32", ": of cached activations")
+@named("--precision", PRECISION, "double", ": in which activations are multiplied")
 @click.option("--residual", is_flag=True, help="Targets make up for binarised shortcuts (asym).")
 @click.option(
     "--intercept", is_flag=True, help="The best constant a filter, where one is taken up."

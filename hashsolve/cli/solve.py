@@ -32,6 +32,7 @@ def solve(
     weights: str | None,
     target: str | None,
     reference: str | None,
+    precision: str,
     method: str,
     effort: str,
     seed: int,
@@ -65,7 +66,7 @@ def solve(
         raise ValueError(f"--checkpoint: method {method!r} keeps none; use {CHECKPOINTED[0]!r}")
     if scheduler and (checkpoint or time_limit or threads):
         raise ValueError("--scheduler: not with --checkpoint, --time-limit or --threads")
-    p = read_problem(problem, weights, target, reference)
+    p = read_problem(problem, weights, target, reference, precision)
     if save_problem:
         p.save(save_problem)
     go_on = (

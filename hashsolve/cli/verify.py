@@ -21,6 +21,7 @@ def verify(
     weights: str | None,
     target: str | None,
     reference: str | None,
+    precision: str,
     require: str | None,
     as_json: bool,
 ) -> None:
@@ -38,7 +39,7 @@ def verify(
     from hashsolve.methods import METHODS
     from hashsolve.readers import read_codes, read_problem
 
-    p = read_problem(problem, weights, target, reference)
+    p = read_problem(problem, weights, target, reference, precision)
     claims = read_codes(solution)
     if require is None:
         levels = (

@@ -17,6 +17,7 @@ import hashsolve as hs
 from hashsolve import activations
 from hashsolve.activations import FULL, layer_sums, open_activations, write_activations
 from hashsolve.lags import Plan
+from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import add_gram, product
 
 CONV = hs.Geometry.conv((3, 3), padding=1)
@@ -52,6 +53,24 @@ def test_product(benchmark, inputs: int) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(inputs, 3640)), rng.normal(size=(3640, 64))
     measure(benchmark, product, x, y, flops=2 * x.size * 64)
+
+
+@pytest.mark.benchmark(group="rate of sgemm")
+@pytest.mark.parametrize("way", ["sgemm", "ssyrk", "single"])
+@pytest.mark.parametrize("inputs", [576, 1152, 2304, 4608])
+def test_single(benchmark, inputs: int, way: str) -> None:
+    """All sums of one block in single precision, and what the machine gives on all its cores;
+    `single_sums.py` measures the same and whole layers, all in turn."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(inputs, block_rows(inputs, "single"))).astype(np.float32)
+    a = rng.normal(size=(2048, 2048)).astype(np.float32)
+    total = Sums(inputs, precision="single")
+    job, flops = {
+        "sgemm": (lambda: a @ a, 2 * 2048**3),
+        "ssyrk": (lambda: x @ x.T, inputs * x.size),
+        "single": (lambda: total.add_block(x), inputs * x.size),
+    }[way]
+    measure(benchmark, job, flops=flops)
 
 
 @pytest.mark.benchmark(group="convolution 3x3")
