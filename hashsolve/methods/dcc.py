@@ -31,7 +31,7 @@ def dcc(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
         rows = (instance.cross, state.codes, state.h, scales, active, flips)
         sweep(control, dcc_sweep, (instance.gram,), rows)
         state.products()
-        status = control.record(instance, state.loss(scales), flips.sum())
+        status = control.record(instance, state.loss(scales), int(flips.sum()))
         if confirming and not flips.any():
             return Outcome(state.codes, scales, status or Status.FIXPOINT)
         still = flips == 0

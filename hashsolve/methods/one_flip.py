@@ -31,7 +31,7 @@ def one_flip(instance: Instance, start: np.ndarray, control: Control) -> Outcome
             break
         rows = (instance.cross, state.codes, state.h, state.p, state.q, active, flips)
         sweep(control, one_flip_sweep, (instance.gram, instance.free, TOLERANCE), rows)
-        status = control.record(instance, state.loss(state.scales), flips.sum())
+        status = control.record(instance, state.loss(state.scales), int(flips.sum()))
         if confirming and not flips.any():
             return Outcome(state.codes, state.scales, status or Status.FIXPOINT)
         active = flips > 0
