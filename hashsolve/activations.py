@@ -16,6 +16,7 @@ from hashsolve.files import atomic, open_h5, undisturbed
 from hashsolve.geometry import Geometry
 from hashsolve.lags import Plan, plan_of
 from hashsolve.planes import LagSums
+from hashsolve.spectra import SpectralSums
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import product
 
@@ -262,7 +263,14 @@ def shard_sums(
     size, targets = matrices[0].shape
     labels = [name if geometry.groups == 1 else f"{name}[group {g}]" for g in range(len(matrices))]
     sums = [Sums(size, 0 if reference is None else targets, label) for label in labels]
-    plan = plan_of(geometry, inputs.shape[2:], weights.shape[1], sums[0].energy.size)
+    plan = plan_of(
+        geometry,
+        inputs.shape[2:],
+        weights.shape[1],
+        sums[0].energy.size,
+        samples.stop - samples.start,
+        shift is not None,
+    )
     if plan is not None:
         _sum_by_lags(Maps(inputs, reference, shift), matrices, plan, sums, samples)
         return sums
@@ -289,12 +297,13 @@ def _sum_by_lags(
     maps: Maps, matrices: list[np.ndarray], plan: Plan, sums: list[Sums], samples: slice
 ) -> None:
     """Sum without patches, a group at a time per slab of samples."""
+    kind = SpectralSums if plan.spectral else LagSums
     lagged = [
-        LagSums(plan, w, maps.reference is not None, total.name)
+        kind(plan, w, maps.reference is not None, total.name)
         for w, total in zip(matrices, sums, strict=True)
     ]
     channels, filters = lagged[0].channels, matrices[0].shape[1]
-    chunk = plan.samples(channels)
+    chunk = lagged[0].chunk
     bytes_each = 8 * chunk * math.prod(maps.inputs.shape[1:]) + lagged[0].bytes
     if maps.shift is not None:
         bytes_each += 8 * chunk * math.prod(maps.shift.shape[1:])

@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, prod
+from math import ceil, inf, prod
 
 from hashsolve.geometry import Geometry
 
@@ -28,6 +28,8 @@ _PER_FLOP, _THIN = 1 / 40, 8  # of a product, this much more where as thin as th
 _PER_PATCH_ENTRY, _PER_COPY, _PER_CELL = 2.7, 3.0, 15e3
 _MARGIN = 0.85  # share of the time of patches that is surely less
 _LARGEST_SAMPLE = 32 * 2**20
+_LARGEST_STATE = 128 * 2**20
+_SPECTRA = 2**23  # numbers in the spectra that are held at a time
 _MOST_TAPS, _FEWEST_CHANNELS = 64, 8  # no plan is made for others
 _CHUNK = 2**18  # numbers in the maps that are summed at a time, so that they stay in the cache
 _CHUNK_ROWS = (2048, 8192)
@@ -114,17 +116,33 @@ class Cell:
     whole: bool
     """Whether all but the first axis may be taken as they lie in memory, zeros included."""
 
+    @property
+    def volume(self) -> int:
+        """Positions."""
+        return prod(j - i for i, j in self.ranges)
 
-def plan_of(geometry: Geometry, spatial: Sequence[int], channels: int, targets: int) -> Plan | None:
+
+def plan_of(
+    geometry: Geometry,
+    spatial: Sequence[int],
+    channels: int,
+    targets: int,
+    samples: int,
+    shifted: bool,
+) -> Plan | None:
     """A plan where it is faster than patches; else None.
 
     ``channels`` and ``targets`` are those of one group; the latter are 0 where only inputs are
-    summed.
+    summed. ``shifted`` is whether something is added to targets.
     """
     if not 2 <= prod(geometry.kernel) <= _MOST_TAPS or channels < _FEWEST_CHANNELS:
         return None
     plan = Plan(geometry, spatial)
-    return plan if plan.pays(channels, targets) else None
+    most = _MARGIN * plan.patches_cost(channels, targets)
+    lags = plan.lags_cost(channels, targets)
+    spectra = inf if shifted else plan.spectra_cost(channels, targets, samples)
+    plan.spectral = spectra < lags
+    return plan if min(lags, spectra) <= most else None
 
 
 class Plan:
@@ -155,6 +173,7 @@ class Plan:
         self.cells: list[Cell] = []
         self.uses: list[tuple[int, int, int]] = []  # tap, tap, cell
         self.squares: list[int] = []  # cells in which inputs are multiplied with themselves
+        self.spectral = False  # whether to sum by spectra: `hashsolve.spectra`
         self._cut()
         self.margin = sum(
             axis.shifts[-1] * prod(other.length for other in self.axes[i + 1 :])
@@ -199,21 +218,79 @@ class Plan:
                 members = [cut[1][t] for cut, t in zip(cuts, self.taps[i], strict=True)]
                 self.uses += [(i, j, numbers[index]) for index in itertools.product(*members)]
 
-    def pays(self, channels: int, targets: int) -> bool:
-        """Whether this is faster than patches, in bounded memory; see `plan_of`."""
+    def patches_cost(self, channels: int, targets: int) -> float:
+        """Of the sums of a sample over patches; see `plan_of`."""
+        outputs, taps = prod(axis.outputs for axis in self.axes), len(self.taps)
+        flops = (taps * channels) ** 2 * outputs + self._targets_flops(channels, targets)
+        streams = 2 if targets else 1
+        return flops * _PER_FLOP + streams * taps * channels * outputs * _PER_PATCH_ENTRY
+
+    def _targets_flops(self, channels: int, targets: int) -> float:
+        """Flops that make targets and multiply inputs with them, for a sample."""
+        return 4 * len(self.taps) * channels * targets * prod(axis.outputs for axis in self.axes)
+
+    def lags_cost(self, channels: int, targets: int) -> float:
+        """Of the sums of a sample by lags; infinite where they take too much memory."""
         size = prod(axis.length for axis in self.axes)
         if 8 * channels * size > _LARGEST_SAMPLE or len(self.cells) > 2 * len(self.taps) ** 2:
-            return False
+            return inf
         outputs, taps = prod(axis.outputs for axis in self.axes), len(self.taps)
         streams = 2 if targets else 1
-        multiplied = 4 * taps * channels * targets * outputs
-        patches = ((taps * channels) ** 2 * outputs + multiplied) * _PER_FLOP
-        patches += streams * taps * channels * outputs * _PER_PATCH_ENTRY
         flops = 2 * channels**2 * self._multiplied_rows() * (1 + _THIN / channels)
-        flops += multiplied * (1 + _THIN / min(channels, targets or channels))
+        flops += self._targets_flops(channels, targets) * (
+            1 + _THIN / min(channels, targets or channels)
+        )
         copied = channels * (streams * size + self._copied_rows()) + taps * targets * outputs
         cells = _PER_CELL * (len(self.cells) + 2 * taps * (streams - 1)) / self.samples(channels)
-        return flops * _PER_FLOP + copied * _PER_COPY + cells <= _MARGIN * patches
+        return flops * _PER_FLOP + copied * _PER_COPY + cells
+
+    def spectra_cost(self, channels: int, targets: int, samples: int) -> float:
+        """Of the sums of a sample by spectra, of so many; infinite where these cannot be had."""
+        size = channels * (2 if targets else 1)
+        chunk = min(self.spectral_samples(size), samples)
+        if not self._one_phase() or 16 * len(self.cells) * size**2 > _LARGEST_STATE or chunk < 1:
+            return inf
+        lengths = [axis.size + axis.shifts[-1] for axis in self.axes]
+        values, copied, flops = prod(axis.size for axis in self.axes), 0.0, 0.0
+        copied += values
+        for axis, length in zip(self.axes[::-1], lengths[::-1], strict=True):
+            flops += 2 * size * values * 2 * (length // 2 + 1)
+            values = values // axis.size * 2 * (length // 2 + 1)
+            copied += values
+        lags = {cell.lag for cell in self.cells}
+        per_pair = 4 * self._frequencies() * (1 + len(lags) / chunk)
+        largest = {lag: max(c.volume for c in self.cells if c.lag == lag) for lag in lags}
+        per_pair += 2 * (sum(cell.volume for cell in self.cells) - sum(largest.values()))
+        flops += size**2 * per_pair * (1 + _THIN / size)
+        fixed = 4 * (len(self.taps) * channels) ** 2 * targets * _PER_FLOP
+        cells = _PER_CELL * len(self.cells) / chunk
+        return flops * _PER_FLOP + size * copied * _PER_COPY + cells + fixed / samples
+
+    def _one_phase(self) -> bool:
+        """Whether the cells of a lag make up all that it multiplies, of phases that are all one."""
+        if any(stride > 1 for stride in self.geometry.stride):
+            return False
+        volumes: dict[tuple[int, ...], int] = {}
+        for cell in self.cells:
+            volumes[cell.lag] = volumes.get(cell.lag, 0) + cell.volume
+        return all(
+            volume
+            == prod(
+                j - i
+                for axis, along in zip(self.axes, lag, strict=True)
+                for i, j in [axis.overlap(0, 0, along)]
+            )
+            for lag, volume in volumes.items()
+        )
+
+    def _frequencies(self) -> int:
+        *others, last = (axis.size + axis.shifts[-1] for axis in self.axes)
+        return prod(others) * (last // 2 + 1)
+
+    def spectral_samples(self, channels: int) -> int:
+        """Samples whose spectra are held at a time: a fixed cut."""
+        samples = _SPECTRA // (2 * self._frequencies() * channels)
+        return samples - samples % 8 if samples > 8 else samples
 
     def _multiplied_rows(self) -> float:
         """Rows of all products of one sample; half of them for those that are symmetric."""

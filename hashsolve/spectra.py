@@ -1,0 +1,403 @@
+"""Sums of a convolution of stride 1 from the spectra of its maps: correlations at all lags at once.
+
+Σ x[p]·z[p + lag] over all positions is, for every pair of channels, the inverse transform of the
+cross-spectrum. Per frequency that is one product (channels, samples) with its own transpose, which
+costs about as much as one lag does. Only a few lags are wanted, so the inverse is a small product
+too; and maps are small, so that the transforms are products with cosines and sines, which leave
+their results frequency by frequency as the next step needs them.
+
+A class of cells of one lag (see `hashsolve.lags`) then needs its thin cells alone to be summed
+directly: the largest is what is left of the whole. That subtracts, so a channel with nearly all of
+its energy where some tap does not see it is summed as lags are; its exact zeros remain exact.
+
+Targets that come from other maps need no maps of their own: these maps are more channels, of which
+W makes C and e in the end, Y = XᵀW as for the sums without targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from hashsolve.checks import finite
+from hashsolve.geometry import PAD_MODES
+from hashsolve.lags import Cell, Plan, Range
+from hashsolve.planes import Planes, add_blocks
+from hashsolve.sums import SMALLEST_SQUARE, Sums
+from hashsolve.threads import cores, one_blas_thread, spread
+
+_HIDDEN = 64
+"""A channel with so many times the energy that some tap sees is summed without spectra."""
+_TILE = 96  # channels
+_JOBS = 16  # at least, where one tile is all there is
+_SCRATCH = 2**17  # numbers in the cross-spectra of a tile at a time
+_ROUNDING = 16 * np.finfo(float).eps
+
+
+class Spectra:
+    """The spectra of maps (channels, samples, *sizes), and their correlations at given lags.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+    lags : sequence of tuple of int
+        One number an axis, each.
+    channels : int
+    """
+
+    def __init__(self, sizes: Sequence[int], lags: Sequence[tuple[int, ...]], channels: int):
+        self.lags = np.array(lags)
+        self.channels = channels
+        self.sizes = tuple(sizes)
+        reach = np.abs(self.lags).max(axis=0)
+        self.lengths = [int(size + lag) for size, lag in zip(sizes, reach, strict=True)]
+        # frequencies of each axis, the last first: of that one half, as maps are real
+        self.kept = (self.lengths[-1] // 2 + 1, *self.lengths[-2::-1])
+
+    def reserve(self, samples: int) -> None:
+        """Make room for maps of so many samples."""
+        self.samples = samples
+        self.values = np.empty((prod(self.kept), self.channels, 2, samples))
+
+    def bytes(self, samples: int) -> int:
+        """Of the spectra of so many samples."""
+        return 16 * prod(self.kept) * self.channels * samples
+
+    def release(self) -> None:
+        """Drop the spectra."""
+        del self.values
+
+    def scratch(self) -> list[np.ndarray]:
+        """Room for what the steps of a channel's transform start from."""
+        others = self.sizes[-2::-1]
+        lines = [self.samples * prod(others[n:]) for n in range(len(self.sizes))]
+        room = [np.empty(lines[0] * self.sizes[-1])]
+        for n, line in enumerate(lines[:-1]):
+            room.append(np.empty(2 * prod(self.kept[: n + 1]) * line))
+        return room
+
+    @cached_property
+    def matrices(self) -> list[np.ndarray]:
+        """Of each axis, the last first: (frequencies, 2, size) of real maps and then, of what is
+        complex, (frequencies, 2, 2 · size)."""
+        result = []
+        for size, length, kept in zip(self.sizes[::-1], self.lengths[::-1], self.kept, strict=True):
+            angle = np.outer(np.arange(kept), np.arange(size)) % length * (2 * np.pi / length)
+            real, imag = np.cos(angle), -np.sin(angle)
+            if result:
+                real, imag = np.hstack([real, -imag]), np.hstack([imag, real])
+            result.append(np.stack([real, imag], axis=1))
+        return result
+
+    @cached_property
+    def waves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines of each lag at each frequency, times its share."""
+        turns = np.zeros((len(self.lags), *self.kept))
+        lengths = self.lengths[::-1]
+        for frequency, length, lag in zip(np.indices(self.kept), lengths, self.lags.T[::-1]):
+            turns += np.multiply.outer(lag, frequency) % length / length
+        share = np.full(self.kept, 2.0 / prod(lengths))  # the other half are their conjugates
+        share[0] /= 2
+        if lengths[0] % 2 == 0:
+            share[-1] /= 2
+        waves = share * np.cos(2 * np.pi * turns), share * np.sin(2 * np.pi * turns)
+        return tuple(wave.reshape(len(self.lags), -1) for wave in waves)
+
+    def transform(self, channel: int, maps: np.ndarray, scratch: list[np.ndarray]) -> None:
+        """Set the spectra of a channel from its maps (samples, *sizes)."""
+        dims = len(self.sizes)
+        order = (*range(dims - 1, 0, -1), 0, dims)  # samples, then the last axis, behind others
+        start = scratch[0].reshape([maps.shape[n] for n in order])
+        start[...] = maps.transpose(order)
+        found = start.reshape(-1, self.sizes[-1]).T[None]
+        *first, last = self.matrices
+        for matrix, size, room in zip(first, self.sizes[-2::-1], scratch[1:], strict=True):
+            out = room.reshape(len(found), 2 * len(matrix), -1)
+            np.matmul(matrix.reshape(2 * len(matrix), -1), found, out=out)
+            found = out.reshape(len(found) * len(matrix), 2 * size, -1)
+        target = self.values[:, channel].reshape(len(found), len(last), 2, self.samples)
+        for part in range(2):
+            np.matmul(last[:, part], found, out=target[:, :, part])
+
+    def correlations(self) -> np.ndarray:
+        """Σ x_c[p]·x_d[p + lag] over samples and positions, (lags, channels, channels)."""
+        cuts = -(-self.channels // _TILE)
+        edges = [self.channels * n // cuts for n in range(cuts + 1)]
+        tiles = [
+            (slice(*edges[i : i + 2]), slice(*edges[j : j + 2]))
+            for i in range(cuts)
+            for j in range(i, cuts)
+        ]
+        total = len(self.values)
+        parts = min(total, -(-_JOBS // len(tiles)))
+        jobs = [
+            (*tile, total * n // parts, total * (n + 1) // parts)
+            for tile in tiles
+            for n in range(parts)
+        ]
+        result = np.zeros((len(self.lags), self.channels, self.channels))
+        for (i, j, *_), (even, odd) in zip(jobs, spread(self._tile, jobs), strict=True):
+            result[:, i, j] += even + odd
+            if i != j:
+                result[:, j, i] += (even - odd).swapaxes(1, 2)
+        return result
+
+    def _tile(self, job: tuple[slice, slice, int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The part of a range of frequencies in one tile; its even and its odd part in the lag."""
+        i, j, first, last = job
+        shape = (i.stop - i.start, j.stop - j.start)
+        step = max(1, min(last - first, _SCRATCH // prod(shape)))
+        real, imag, other = np.empty((3, step, *shape))
+        even, odd, part = np.zeros((3, len(self.lags), prod(shape)))
+        cosines, sines = self.waves
+        n = self.samples
+        with np.errstate(all="ignore"):
+            for start in range(first, last, step):
+                at = slice(start, min(start + step, last))
+                count = at.stop - start
+                a = self.values[at, i].reshape(count, -1, 2 * n)
+                b = self.values[at, j].reshape(count, -1, 2 * n).swapaxes(1, 2)
+                np.matmul(a, b, out=real[:count])
+                np.matmul(a[..., n:], b[:, :n], out=imag[:count])
+                if i == j:
+                    other[:count] = imag[:count].swapaxes(1, 2)
+                else:
+                    np.matmul(a[..., :n], b[:, n:], out=other[:count])
+                imag[:count] -= other[:count]
+                even += np.matmul(cosines[:, at], real[:count].reshape(count, -1), out=part)
+                odd += np.matmul(sines[:, at], imag[:count].reshape(count, -1), out=part)
+        return even.reshape(-1, *shape), odd.reshape(-1, *shape)
+
+
+class Borders:
+    """What thin cells need of maps: these at single positions of an axis.
+
+    Each is (channels, *other axes, samples), so that a range of the first other axis is a range
+    of columns.
+    """
+
+    def __init__(self, cells: Sequence[Cell], channels: int, sizes: Sequence[int], samples: int):
+        self.values: dict[tuple[int, int], np.ndarray] = {}
+        for cell in cells:
+            axis = self._axis(cell)
+            others = [size for k, size in enumerate(sizes) if k != axis]
+            for at in range(*cell.ranges[axis]):
+                for place in {(axis, at), (axis, at + cell.lag[axis])} - self.values.keys():
+                    self.values[place] = np.empty((channels, *others, samples))
+
+    @staticmethod
+    def _axis(cell: Cell) -> int:
+        """The axis along which a cell is thinnest."""
+        return min(range(len(cell.lag)), key=lambda k: cell.ranges[k][1] - cell.ranges[k][0])
+
+    def keep(self, channel: int, maps: np.ndarray) -> None:
+        """Set a channel, from its maps (samples, *sizes)."""
+        for (axis, at), values in self.values.items():
+            line = maps[(slice(None),) * (axis + 1) + (at,)]
+            values[channel] = line.transpose(*range(1, line.ndim), 0)
+
+    def correlation(self, cell: Cell) -> np.ndarray:
+        """The product over a thin cell, (channels, channels)."""
+        axis = self._axis(cell)
+        return sum(
+            self._part(axis, at, cell.ranges, [0] * len(cell.lag))
+            @ self._part(axis, at + cell.lag[axis], cell.ranges, cell.lag).T
+            for at in range(*cell.ranges[axis])
+        )
+
+    def _part(self, axis: int, at: int, ranges: Sequence[Range], lag: Sequence[int]) -> np.ndarray:
+        values = self.values[axis, at]
+        moved = [slice(i + shift, j + shift) for (i, j), shift in zip(ranges, lag, strict=True)]
+        del moved[axis]
+        return values[(slice(None), *moved)].reshape(len(values), -1)
+
+
+class SpectralSums:
+    """The sums of one group of a convolution's channels.
+
+    Parameters
+    ----------
+    plan : Plan
+        One that has `Plan.spectra`.
+    weights : array (S, T)
+        W of this group.
+    asymmetric : bool
+        Whether targets are those of other maps.
+    name : str
+        What the maps belong to, for error messages.
+    """
+
+    def __init__(self, plan: Plan, weights: np.ndarray, asymmetric: bool, name: str):
+        self.plan = plan
+        self.name = name
+        self.channels = len(weights) // len(plan.taps)
+        self.weights = weights.reshape(self.channels, len(plan.taps), -1)
+        self.samples = 0
+        size = self.channels * (2 if asymmetric else 1)
+        self.chunk = plan.spectral_samples(size)
+        self.cells = np.zeros((len(plan.cells), size, size))
+        self.inputs = np.zeros((size, *plan.spatial))
+        self.peaks = np.zeros(size // self.channels)
+        self.sizes = [axis.size for axis in plan.axes]
+        self.inner = [  # cells counted from the first position that holds a value
+            replace(cell, ranges=tuple((i - a.before, j - a.before) for (i, j), a in along))
+            for cell in plan.cells
+            for along in [zip(cell.ranges, plan.axes, strict=True)]
+        ]
+        self.classes: dict[tuple[int, ...], list[int]] = {}  # cells of a lag, the largest first
+        for n in sorted(range(len(plan.cells)), key=lambda n: -plan.cells[n].volume):
+            self.classes.setdefault(plan.cells[n].lag, []).append(n)
+        self.spectra = Spectra(self.sizes, list(self.classes), size)
+
+    @property
+    def bytes(self) -> int:
+        """Of the sums, and of the spectra of a chunk."""
+        return 2 * self.cells.nbytes + self.spectra.bytes(self.chunk)
+
+    def add(
+        self, maps: np.ndarray, reference: np.ndarray | None = None, shift: np.ndarray | None = None
+    ) -> None:
+        """Add maps (n, channels, *spatial), and those the targets come from.
+
+        They are summed ``chunk`` at a time, so n must be a multiple of that until the last call;
+        ``shift`` must be None.
+        """
+        streams = [maps] if reference is None else [maps, reference]
+        with one_blas_thread(), np.errstate(all="ignore"):
+            for start in range(0, len(maps), self.chunk):
+                self._sum([stream[start : start + self.chunk] for stream in streams])
+        self.samples += len(maps)
+
+    def _sum(self, streams: list[np.ndarray]) -> None:
+        """Add the sums of a chunk."""
+        count = len(streams[0])
+        self.spectra.reserve(count)
+        thin = [self.inner[n] for _, *others in self.classes.values() for n in others]
+        borders = Borders(thin, len(self.inputs), self.sizes, count)
+        inputs, energy = np.empty((2, *self.inputs.shape))
+        shares = min(len(inputs), 2 * cores())
+
+        def transform(channels: range) -> None:
+            scratch = self.spectra.scratch()
+            maps = np.empty((count, *self.plan.spatial))
+            with np.errstate(all="ignore"):
+                for channel in channels:
+                    number, own = divmod(channel, self.channels)
+                    maps[...] = streams[number][:, own]
+                    inputs[channel] = maps.sum(axis=0)
+                    energy[channel] = np.einsum("n...,n...->...", maps, maps)
+                    filled = self._padded(maps[:, None])[:, 0]
+                    borders.keep(channel, filled)
+                    self.spectra.transform(channel, filled, scratch)
+
+        spread(transform, [range(n, len(inputs), shares) for n in range(shares)])
+        for number, stream in enumerate(streams):
+            own = slice(number * self.channels, (number + 1) * self.channels)
+            if not np.isfinite(inputs[own]).all():
+                finite(stream, f"{self.name}: {('inputs', 'reference')[number]}")
+            if energy[own].max() < SMALLEST_SQUARE:
+                self.peaks[number] = max(self.peaks[number], np.abs(stream).max())
+        self.inputs += inputs
+        whole = self.spectra.correlations()
+        self.spectra.release()
+
+        def separate(k: int) -> None:
+            _, *others = list(self.classes.values())[k]
+            with np.errstate(all="ignore"):
+                for n in others:
+                    part = borders.correlation(self.inner[n])
+                    self.cells[n] += part
+                    whole[k] -= part
+
+        spread(separate, range(len(whole)))
+        hidden = self._hidden(energy)
+        if hidden.any():
+            self._sum_directly(whole, hidden, np.concatenate(streams, axis=1))
+        for part, (largest, *_) in zip(whole, self.classes.values(), strict=True):
+            self.cells[largest] += part
+
+    def _padded(self, maps: np.ndarray) -> np.ndarray:
+        pads = self.plan.pads
+        return (
+            maps if pads is None else np.pad(maps, pads, PAD_MODES[self.plan.geometry.padding_mode])
+        )
+
+    def _hidden(self, energy: np.ndarray) -> np.ndarray:
+        """Which channels have nearly all of their energy where some tap does not see it."""
+        seen = Planes(self.plan, energy[None]).totals().min(axis=1)
+        return self._padded(energy[None])[0].reshape(len(energy), -1).sum(axis=1) > _HIDDEN * seen
+
+    def _sum_directly(self, whole: np.ndarray, hidden: np.ndarray, maps: np.ndarray) -> None:
+        """Set rows and columns of hidden channels to the products over the largest cells."""
+        whole[:, hidden], whole[:, :, hidden] = 0.0, 0.0
+        step = self.plan.samples(len(hidden))
+        for start in range(0, len(maps), step):
+            planes = Planes(self.plan, maps[start : start + step])
+
+            def multiply(k: int, planes: Planes = planes) -> None:
+                largest, *_ = list(self.classes.values())[k]
+                a, b = planes.factors(self.plan.cells[largest])
+                with np.errstate(all="ignore"):
+                    whole[k][hidden] += a[hidden] @ b.T
+                    whole[k][np.ix_(~hidden, hidden)] += a[~hidden] @ b[hidden].T
+
+            spread(multiply, range(len(whole)))
+
+    def add_to(self, sums: Sums) -> None:
+        """Put the blocks together and add them to the sums of rows."""
+        own = slice(self.channels)
+        add_blocks(self.plan, self.cells[:, own, own], sums.gram)
+        totals = Planes(self.plan, self.inputs[None]).totals()
+        rows = self.samples * prod(axis.outputs for axis in self.plan.axes)
+        sums.count(rows, totals[own].reshape(-1), self.peaks[0])
+        if len(self.peaks) > 1:
+            sums.add_target_sums(*self._targets(totals[self.channels :]))
+
+    @np.errstate(over="ignore", under="ignore", invalid="ignore")
+    def _targets(self, totals: np.ndarray) -> tuple[np.ndarray, ...]:
+        """C, e and ΣY, and a bound of the largest |Y|, from sums of the reference maps."""
+        other = slice(self.channels, None)
+        taps = len(self.plan.taps)
+        # by columns of magnitude 1, so that only the results can leave the range
+        exponent = np.frexp(np.abs(self.weights).max(axis=(0, 1)))[1]
+        unit = np.ldexp(self.weights, -exponent)
+        parts: dict[tuple[int, int], list[np.ndarray]] = {}
+        for i, j, n in self.plan.uses:
+            parts.setdefault((i, j), []).append(self.cells[n][:, other])
+            if i != j:
+                parts.setdefault((j, i), []).append(self.cells[n][other].T)
+
+        def products(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            """Of what tap i sees, with the targets; of reference maps, squares beside."""
+            found, squares = np.zeros((len(self.inputs), unit.shape[2])), np.zeros(self.channels)
+            with np.errstate(all="ignore"):
+                for j in range(taps):
+                    if (i, j) in parts:
+                        block = sum(parts[i, j])
+                        found += block @ unit[:, j]
+                        if i == j:
+                            squares = np.diagonal(block[other])
+                share = np.einsum("ct,ct->t", unit[:, i], found[other])
+                return found[own], share, np.sqrt(squares) @ np.abs(unit[:, i])
+
+        own = slice(self.channels)
+        with one_blas_thread():
+            cross, energy, size = zip(*spread(products, range(taps)), strict=True)
+        cross, energy, size = np.stack(cross, axis=1), sum(energy), sum(size)
+        energy = np.maximum(energy, 0.0)
+        # outputs that cancel (weights +1, −1 on equal inputs) leave rounding: that is zero
+        cancel = np.isfinite(size) & (energy <= _ROUNDING * size**2)
+        energy[cancel], cross[:, :, cancel] = 0.0, 0.0
+        peak = np.where(energy > 0, np.ldexp(np.abs(unit).max(axis=(0, 1)), exponent), 0.0)
+        peak = np.maximum(peak, self.peaks[1] * (np.abs(self.weights).max(axis=(0, 1)) > 0))
+        sums = np.ldexp(np.einsum("ks,kst->t", totals, unit), exponent)
+        return (
+            np.ldexp(cross, exponent).reshape(-1, len(energy)),
+            np.ldexp(energy, 2 * exponent),
+            sums,
+            peak,
+        )
