@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf, prod
+from typing import Any
 
 from hashsolve.geometry import Geometry
 
@@ -174,6 +175,7 @@ class Plan:
         self.uses: list[tuple[int, int, int]] = []  # tap, tap, cell
         self.squares: list[int] = []  # cells in which inputs are multiplied with themselves
         self.spectral = False  # whether to sum by spectra: `hashsolve.spectra`
+        self.shared: Any = None  # what the sums of groups by spectra have in common
         self._cut()
         self.margin = sum(
             axis.shifts[-1] * prod(other.length for other in self.axes[i + 1 :])

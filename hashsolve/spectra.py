@@ -16,9 +16,11 @@ W makes C and e in the end, Y = XᵀW as for the sums without targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -28,14 +30,36 @@ from hashsolve.geometry import PAD_MODES
 from hashsolve.lags import Cell, Plan, Range
 from hashsolve.planes import Planes, add_blocks
 from hashsolve.sums import SMALLEST_SQUARE, Sums
-from hashsolve.threads import cores, one_blas_thread, spread
+from hashsolve.threads import one_blas_thread, spread
 
 _HIDDEN = 64
 """A channel with so many times the energy that some tap sees is summed without spectra."""
 _TILE = 96  # channels
-_JOBS = 16  # at least, where one tile is all there is
+_JOBS = 8  # at least, however few tiles there are
 _SCRATCH = 2**17  # numbers in the cross-spectra of a tile at a time
 _ROUNDING = 16 * np.finfo(float).eps
+
+
+class Room:
+    """Buffers that threads take over from each other: memory that is new costs a pass over it."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
+
+    @contextmanager
+    def buffer(self, *shape: int) -> Iterator[np.ndarray]:
+        """A buffer with anything in it, the caller's until it is given back."""
+        free = self._free.setdefault(shape, [])
+        try:
+            found = free.pop()
+        except IndexError:
+            found = np.empty(shape)
+        yield found
+        free.append(found)
+
+    def clear(self) -> None:
+        """Drop them all."""
+        self._free.clear()
 
 
 class Spectra:
@@ -57,28 +81,19 @@ class Spectra:
         self.lengths = [int(size + lag) for size, lag in zip(sizes, reach, strict=True)]
         # frequencies of each axis, the last first: of that one half, as maps are real
         self.kept = (self.lengths[-1] // 2 + 1, *self.lengths[-2::-1])
+        self.samples = 0
+        self.room = Room()
 
     def reserve(self, samples: int) -> None:
         """Make room for maps of so many samples."""
-        self.samples = samples
-        self.values = np.empty((prod(self.kept), self.channels, 2, samples))
+        if samples != self.samples:
+            self.samples = samples
+            self.room.clear()
+            self.values = np.empty((prod(self.kept), self.channels, 2, samples))
 
     def bytes(self, samples: int) -> int:
         """Of the spectra of so many samples."""
         return 16 * prod(self.kept) * self.channels * samples
-
-    def release(self) -> None:
-        """Drop the spectra."""
-        del self.values
-
-    def scratch(self) -> list[np.ndarray]:
-        """Room for what the steps of a channel's transform start from."""
-        others = self.sizes[-2::-1]
-        lines = [self.samples * prod(others[n:]) for n in range(len(self.sizes))]
-        room = [np.empty(lines[0] * self.sizes[-1])]
-        for n, line in enumerate(lines[:-1]):
-            room.append(np.empty(2 * prod(self.kept[: n + 1]) * line))
-        return room
 
     @cached_property
     def matrices(self) -> list[np.ndarray]:
@@ -98,7 +113,8 @@ class Spectra:
         """Cosines and sines of each lag at each frequency, times its share."""
         turns = np.zeros((len(self.lags), *self.kept))
         lengths = self.lengths[::-1]
-        for frequency, length, lag in zip(np.indices(self.kept), lengths, self.lags.T[::-1]):
+        along = zip(np.indices(self.kept), lengths, self.lags.T[::-1], strict=True)
+        for frequency, length, lag in along:
             turns += np.multiply.outer(lag, frequency) % length / length
         share = np.full(self.kept, 2.0 / prod(lengths))  # the other half are their conjugates
         share[0] /= 2
@@ -107,21 +123,23 @@ class Spectra:
         waves = share * np.cos(2 * np.pi * turns), share * np.sin(2 * np.pi * turns)
         return tuple(wave.reshape(len(self.lags), -1) for wave in waves)
 
-    def transform(self, channel: int, maps: np.ndarray, scratch: list[np.ndarray]) -> None:
+    def transform(self, channel: int, maps: np.ndarray) -> None:
         """Set the spectra of a channel from its maps (samples, *sizes)."""
         dims = len(self.sizes)
         order = (*range(dims - 1, 0, -1), 0, dims)  # samples, then the last axis, behind others
-        start = scratch[0].reshape([maps.shape[n] for n in order])
-        start[...] = maps.transpose(order)
-        found = start.reshape(-1, self.sizes[-1]).T[None]
         *first, last = self.matrices
-        for matrix, size, room in zip(first, self.sizes[-2::-1], scratch[1:], strict=True):
-            out = room.reshape(len(found), 2 * len(matrix), -1)
-            np.matmul(matrix.reshape(2 * len(matrix), -1), found, out=out)
-            found = out.reshape(len(found) * len(matrix), 2 * size, -1)
-        target = self.values[:, channel].reshape(len(found), len(last), 2, self.samples)
-        for part in range(2):
-            np.matmul(last[:, part], found, out=target[:, :, part])
+        with ExitStack() as stack:
+            found = stack.enter_context(self.room.buffer(*(maps.shape[n] for n in order)))
+            found[...] = maps.transpose(order)
+            found = found.reshape(-1, self.sizes[-1]).T[None]
+            for matrix, size in zip(first, self.sizes[-2::-1], strict=True):
+                shape = len(found), 2 * len(matrix), found.shape[2]
+                out = stack.enter_context(self.room.buffer(*shape))
+                np.matmul(matrix.reshape(2 * len(matrix), -1), found, out=out)
+                found = out.reshape(len(found) * len(matrix), 2 * size, -1)
+            target = self.values[:, channel].reshape(len(found), len(last), 2, self.samples)
+            for part in range(2):
+                np.matmul(last[:, part], found, out=target[:, :, part])
 
     def correlations(self) -> np.ndarray:
         """Σ x_c[p]·x_d[p + lag] over samples and positions, (lags, channels, channels)."""
@@ -135,42 +153,49 @@ class Spectra:
         total = len(self.values)
         parts = min(total, -(-_JOBS // len(tiles)))
         jobs = [
-            (*tile, total * n // parts, total * (n + 1) // parts)
-            for tile in tiles
-            for n in range(parts)
+            (number, *tile, total * n // parts, total * (n + 1) // parts)
+            for number, (tile, n) in enumerate(product(tiles, range(parts)))
         ]
+        most = (-(-self.channels // cuts)) ** 2
         result = np.zeros((len(self.lags), self.channels, self.channels))
-        for (i, j, *_), (even, odd) in zip(jobs, spread(self._tile, jobs), strict=True):
-            result[:, i, j] += even + odd
-            if i != j:
-                result[:, j, i] += (even - odd).swapaxes(1, 2)
+        with self.room.buffer(len(jobs), 2, len(self.lags) * most) as found:
+            spread(lambda job: self._tile(found[job[0]], *job[1:]), jobs)
+            for number, i, j, *_ in jobs:
+                shape = len(self.lags), i.stop - i.start, j.stop - j.start
+                even, odd = (half[: prod(shape)].reshape(shape) for half in found[number])
+                result[:, i, j] += even
+                result[:, i, j] += odd
+                if i != j:
+                    even -= odd
+                    result[:, j, i] += even.swapaxes(1, 2)
         return result
 
-    def _tile(self, job: tuple[slice, slice, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """The part of a range of frequencies in one tile; its even and its odd part in the lag."""
-        i, j, first, last = job
+    def _tile(self, found: np.ndarray, i: slice, j: slice, first: int, last: int) -> None:
+        """Set the even and the odd part in the lag, of a range of frequencies and one tile."""
         shape = (i.stop - i.start, j.stop - j.start)
         step = max(1, min(last - first, _SCRATCH // prod(shape)))
-        real, imag, other = np.empty((3, step, *shape))
-        even, odd, part = np.zeros((3, len(self.lags), prod(shape)))
-        cosines, sines = self.waves
+        found = found[:, : len(self.lags) * prod(shape)].reshape(2, len(self.lags), -1)
+        found[...] = 0.0
         n = self.samples
-        with np.errstate(all="ignore"):
+        with (
+            np.errstate(all="ignore"),
+            self.room.buffer(3, step, *shape) as scratch,
+            self.room.buffer(*found[0].shape) as part,
+        ):
             for start in range(first, last, step):
                 at = slice(start, min(start + step, last))
-                count = at.stop - start
-                a = self.values[at, i].reshape(count, -1, 2 * n)
-                b = self.values[at, j].reshape(count, -1, 2 * n).swapaxes(1, 2)
-                np.matmul(a, b, out=real[:count])
-                np.matmul(a[..., n:], b[:, :n], out=imag[:count])
+                real, imag, other = scratch[:, : at.stop - start]
+                a = self.values[at, i].reshape(len(real), -1, 2 * n)
+                b = self.values[at, j].reshape(len(real), -1, 2 * n).swapaxes(1, 2)
+                np.matmul(a, b, out=real)
+                np.matmul(a[..., n:], b[:, :n], out=imag)
                 if i == j:
-                    other[:count] = imag[:count].swapaxes(1, 2)
+                    other[...] = imag.swapaxes(1, 2)
                 else:
-                    np.matmul(a[..., :n], b[:, n:], out=other[:count])
-                imag[:count] -= other[:count]
-                even += np.matmul(cosines[:, at], real[:count].reshape(count, -1), out=part)
-                odd += np.matmul(sines[:, at], imag[:count].reshape(count, -1), out=part)
-        return even.reshape(-1, *shape), odd.reshape(-1, *shape)
+                    np.matmul(a[..., :n], b[:, n:], out=other)
+                imag -= other
+                for total, wave, values in zip(found, self.waves, (real, imag), strict=True):
+                    total += np.matmul(wave[:, at], values.reshape(len(values), -1), out=part)
 
 
 class Borders:
@@ -180,14 +205,21 @@ class Borders:
     of columns.
     """
 
-    def __init__(self, cells: Sequence[Cell], channels: int, sizes: Sequence[int], samples: int):
+    def __init__(self, cells: Sequence[Cell], channels: int, sizes: Sequence[int]):
         self.values: dict[tuple[int, int], np.ndarray] = {}
+        self.samples = 0
         for cell in cells:
             axis = self._axis(cell)
-            others = [size for k, size in enumerate(sizes) if k != axis]
+            shape = (channels, *(size for k, size in enumerate(sizes) if k != axis), 0)
             for at in range(*cell.ranges[axis]):
-                for place in {(axis, at), (axis, at + cell.lag[axis])} - self.values.keys():
-                    self.values[place] = np.empty((channels, *others, samples))
+                self.values[axis, at] = self.values[axis, at + cell.lag[axis]] = np.empty(shape)
+
+    def reserve(self, samples: int) -> None:
+        """Make room for maps of so many samples."""
+        if samples != self.samples:
+            self.samples = samples
+            for place, values in self.values.items():
+                self.values[place] = np.empty((*values.shape[:-1], samples))
 
     @staticmethod
     def _axis(cell: Cell) -> int:
@@ -242,16 +274,20 @@ class SpectralSums:
         self.cells = np.zeros((len(plan.cells), size, size))
         self.inputs = np.zeros((size, *plan.spatial))
         self.peaks = np.zeros(size // self.channels)
-        self.sizes = [axis.size for axis in plan.axes]
         self.inner = [  # cells counted from the first position that holds a value
             replace(cell, ranges=tuple((i - a.before, j - a.before) for (i, j), a in along))
             for cell in plan.cells
             for along in [zip(cell.ranges, plan.axes, strict=True)]
         ]
-        self.classes: dict[tuple[int, ...], list[int]] = {}  # cells of a lag, the largest first
+        classes: dict[tuple[int, ...], list[int]] = {}
         for n in sorted(range(len(plan.cells)), key=lambda n: -plan.cells[n].volume):
-            self.classes.setdefault(plan.cells[n].lag, []).append(n)
-        self.spectra = Spectra(self.sizes, list(self.classes), size)
+            classes.setdefault(plan.cells[n].lag, []).append(n)
+        self.classes = list(classes.values())  # cells of a lag, the largest first
+        if plan.shared is None:
+            sizes = [axis.size for axis in plan.axes]
+            thin = [self.inner[n] for _, *others in self.classes for n in others]
+            plan.shared = Spectra(sizes, list(classes), size), Borders(thin, size, sizes)
+        self.spectra, self.borders = plan.shared
 
     @property
     def bytes(self) -> int:
@@ -276,25 +312,21 @@ class SpectralSums:
         """Add the sums of a chunk."""
         count = len(streams[0])
         self.spectra.reserve(count)
-        thin = [self.inner[n] for _, *others in self.classes.values() for n in others]
-        borders = Borders(thin, len(self.inputs), self.sizes, count)
+        self.borders.reserve(count)
         inputs, energy = np.empty((2, *self.inputs.shape))
-        shares = min(len(inputs), 2 * cores())
 
-        def transform(channels: range) -> None:
-            scratch = self.spectra.scratch()
-            maps = np.empty((count, *self.plan.spatial))
-            with np.errstate(all="ignore"):
-                for channel in channels:
-                    number, own = divmod(channel, self.channels)
-                    maps[...] = streams[number][:, own]
-                    inputs[channel] = maps.sum(axis=0)
-                    energy[channel] = np.einsum("n...,n...->...", maps, maps)
-                    filled = self._padded(maps[:, None])[:, 0]
-                    borders.keep(channel, filled)
-                    self.spectra.transform(channel, filled, scratch)
+        def transform(channel: int) -> None:
+            number, own = divmod(channel, self.channels)
+            shape = (count, *self.plan.spatial)
+            with np.errstate(all="ignore"), self.spectra.room.buffer(*shape) as maps:
+                maps[...] = streams[number][:, own]
+                inputs[channel] = maps.sum(axis=0)
+                energy[channel] = np.einsum("n...,n...->...", maps, maps)
+                filled = self._padded(maps[:, None])[:, 0]
+                self.borders.keep(channel, filled)
+                self.spectra.transform(channel, filled)
 
-        spread(transform, [range(n, len(inputs), shares) for n in range(shares)])
+        spread(transform, range(len(inputs)))
         for number, stream in enumerate(streams):
             own = slice(number * self.channels, (number + 1) * self.channels)
             if not np.isfinite(inputs[own]).all():
@@ -303,13 +335,12 @@ class SpectralSums:
                 self.peaks[number] = max(self.peaks[number], np.abs(stream).max())
         self.inputs += inputs
         whole = self.spectra.correlations()
-        self.spectra.release()
 
         def separate(k: int) -> None:
-            _, *others = list(self.classes.values())[k]
+            _, *others = self.classes[k]
             with np.errstate(all="ignore"):
                 for n in others:
-                    part = borders.correlation(self.inner[n])
+                    part = self.borders.correlation(self.inner[n])
                     self.cells[n] += part
                     whole[k] -= part
 
@@ -317,14 +348,13 @@ class SpectralSums:
         hidden = self._hidden(energy)
         if hidden.any():
             self._sum_directly(whole, hidden, np.concatenate(streams, axis=1))
-        for part, (largest, *_) in zip(whole, self.classes.values(), strict=True):
+        for part, (largest, *_) in zip(whole, self.classes, strict=True):
             self.cells[largest] += part
 
     def _padded(self, maps: np.ndarray) -> np.ndarray:
-        pads = self.plan.pads
-        return (
-            maps if pads is None else np.pad(maps, pads, PAD_MODES[self.plan.geometry.padding_mode])
-        )
+        if self.plan.pads is None:
+            return maps
+        return np.pad(maps, self.plan.pads, PAD_MODES[self.plan.geometry.padding_mode])
 
     def _hidden(self, energy: np.ndarray) -> np.ndarray:
         """Which channels have nearly all of their energy where some tap does not see it."""
@@ -339,7 +369,7 @@ class SpectralSums:
             planes = Planes(self.plan, maps[start : start + step])
 
             def multiply(k: int, planes: Planes = planes) -> None:
-                largest, *_ = list(self.classes.values())[k]
+                largest, *_ = self.classes[k]
                 a, b = planes.factors(self.plan.cells[largest])
                 with np.errstate(all="ignore"):
                     whole[k][hidden] += a[hidden] @ b.T
