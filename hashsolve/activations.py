@@ -272,7 +272,7 @@ def shard_sums(
         shift is not None,
     )
     if plan is not None:
-        _sum_by_lags(Maps(inputs, reference, shift), matrices, plan, sums, samples)
+        _sum_without_patches(Maps(inputs, reference, shift), matrices, plan, sums, samples)
         return sums
     shape = (samples.stop - samples.start, *inputs.shape[1:])
     for block, lines in geometry.blocks(shape, block_rows(size)):
@@ -293,25 +293,25 @@ def shard_sums(
     return sums
 
 
-def _sum_by_lags(
+def _sum_without_patches(
     maps: Maps, matrices: list[np.ndarray], plan: Plan, sums: list[Sums], samples: slice
 ) -> None:
-    """Sum without patches, a group at a time per slab of samples."""
+    """Sum by lags or by spectra, a group at a time per slab of samples."""
     kind = SpectralSums if plan.spectral else LagSums
-    lagged = [
+    parts = [
         kind(plan, w, maps.reference is not None, total.name)
         for w, total in zip(matrices, sums, strict=True)
     ]
-    channels, filters = lagged[0].channels, matrices[0].shape[1]
-    chunk = lagged[0].chunk
-    bytes_each = 8 * chunk * math.prod(maps.inputs.shape[1:]) + lagged[0].bytes
+    channels, filters = parts[0].channels, matrices[0].shape[1]
+    chunk = parts[0].chunk
+    bytes_each = 8 * chunk * math.prod(maps.inputs.shape[1:]) + parts[0].bytes
     if maps.shift is not None:
         bytes_each += 8 * chunk * math.prod(maps.shift.shape[1:])
     step = chunk * max(1, _SLAB_BYTES // bytes_each)
     for start in range(samples.start, samples.stop, step):
         slab = slice(start, min(start + step, samples.stop))
         inputs, reference, shift = (None if m is None else m[slab] for m in maps)
-        for group, part in enumerate(lagged):
+        for group, part in enumerate(parts):
             cut = slice(group * channels, (group + 1) * channels)
             own = slice(group * filters, (group + 1) * filters)
             part.add(
@@ -319,7 +319,7 @@ def _sum_by_lags(
                 None if reference is None else reference[:, cut],
                 None if shift is None else shift[:, own],
             )
-    for part, total in zip(lagged, sums, strict=True):
+    for part, total in zip(parts, sums, strict=True):
         part.add_to(total)
 
 

@@ -30,7 +30,9 @@ _PER_PATCH_ENTRY, _PER_COPY, _PER_CELL = 2.7, 3.0, 15e3
 _MARGIN = 0.85  # share of the time of patches that is surely less
 _LARGEST_SAMPLE = 32 * 2**20
 _LARGEST_STATE = 128 * 2**20
+_SHORT = 1.8  # the products of spectra, over few samples, cost this much more
 _SPECTRA = 2**23  # numbers in the spectra that are held at a time
+_FEWEST_SAMPLES = 8
 _MOST_TAPS, _FEWEST_CHANNELS = 64, 8  # no plan is made for others
 _CHUNK = 2**18  # numbers in the maps that are summed at a time, so that they stay in the cache
 _CHUNK_ROWS = (2048, 8192)
@@ -250,25 +252,29 @@ class Plan:
         """Of the sums of a sample by spectra, of so many; infinite where these cannot be had."""
         size = channels * (2 if targets else 1)
         chunk = min(self.spectral_samples(size), samples)
-        if not self._one_phase() or 16 * len(self.cells) * size**2 > _LARGEST_STATE or chunk < 1:
+        if not self.one_phase() or self.spectral_samples(size) < _FEWEST_SAMPLES:
             return inf
-        lengths = [axis.size + axis.shifts[-1] for axis in self.axes]
-        values, copied, flops = prod(axis.size for axis in self.axes), 0.0, 0.0
-        copied += values
-        for axis, length in zip(self.axes[::-1], lengths[::-1], strict=True):
-            flops += 2 * size * values * 2 * (length // 2 + 1)
-            values = values // axis.size * 2 * (length // 2 + 1)
+        if 16 * len(self.cells) * size**2 > _LARGEST_STATE:
+            return inf
+        values = prod(axis.size for axis in self.axes)
+        flops, copied = 0.0, 2.0 * values
+        for n, axis in enumerate(self.axes[::-1]):
+            length = axis.size + axis.shifts[-1]
+            made = length if n else 2 * (length // 2 + 1)  # from numbers that are real at first
+            flops += size * values * 2 * made * (2 if n else 1)
+            values = values // axis.size * made
             copied += values
-        lags = {cell.lag for cell in self.cells}
-        per_pair = 4 * self._frequencies() * (1 + len(lags) / chunk)
-        largest = {lag: max(c.volume for c in self.cells if c.lag == lag) for lag in lags}
-        per_pair += 2 * (sum(cell.volume for cell in self.cells) - sum(largest.values()))
-        flops += size**2 * per_pair * (1 + _THIN / size)
-        fixed = 4 * (len(self.taps) * channels) ** 2 * targets * _PER_FLOP
+        lags = {cell.lag: 0 for cell in self.cells}
+        for cell in self.cells:
+            lags[cell.lag] = max(lags[cell.lag], cell.volume)
+        thin = sum(cell.volume for cell in self.cells) - sum(lags.values())
+        pairs = 4 * self._frequencies() * (1 + len(lags) / chunk) * _SHORT + 2 * thin
+        flops += size**2 * pairs * (1 + _THIN / size)
         cells = _PER_CELL * len(self.cells) / chunk
-        return flops * _PER_FLOP + size * copied * _PER_COPY + cells + fixed / samples
+        once = 4 * (len(self.taps) * channels) ** 2 * targets
+        return (flops + once / samples) * _PER_FLOP + size * copied * _PER_COPY + cells
 
-    def _one_phase(self) -> bool:
+    def one_phase(self) -> bool:
         """Whether the cells of a lag make up all that it multiplies, of phases that are all one."""
         if any(stride > 1 for stride in self.geometry.stride):
             return False

@@ -32,7 +32,7 @@ from hashsolve.planes import Planes, add_blocks
 from hashsolve.sums import SMALLEST_SQUARE, Sums
 from hashsolve.threads import one_blas_thread, spread
 
-_HIDDEN = 64
+_HIDDEN = 16
 """A channel with so many times the energy that some tap sees is summed without spectra."""
 _TILE = 96  # channels
 _JOBS = 8  # at least, however few tiles there are
@@ -254,7 +254,7 @@ class SpectralSums:
     Parameters
     ----------
     plan : Plan
-        One that has `Plan.spectra`.
+        One for which `Plan.one_phase` holds.
     weights : array (S, T)
         W of this group.
     asymmetric : bool
@@ -377,6 +377,7 @@ class SpectralSums:
 
             spread(multiply, range(len(whole)))
 
+    @np.errstate(over="ignore", under="ignore", invalid="ignore")
     def add_to(self, sums: Sums) -> None:
         """Put the blocks together and add them to the sums of rows."""
         own = slice(self.channels)
@@ -387,10 +388,9 @@ class SpectralSums:
         if len(self.peaks) > 1:
             sums.add_target_sums(*self._targets(totals[self.channels :]))
 
-    @np.errstate(over="ignore", under="ignore", invalid="ignore")
     def _targets(self, totals: np.ndarray) -> tuple[np.ndarray, ...]:
-        """C, e and ΣY, and a bound of the largest |Y|, from sums of the reference maps."""
-        other = slice(self.channels, None)
+        """C, e and ΣY, and numbers > 0 where Y is not 0, from sums of the reference maps."""
+        own, other = slice(self.channels), slice(self.channels, None)
         taps = len(self.plan.taps)
         # by columns of magnitude 1, so that only the results can leave the range
         exponent = np.frexp(np.abs(self.weights).max(axis=(0, 1)))[1]
@@ -402,19 +402,17 @@ class SpectralSums:
                 parts.setdefault((j, i), []).append(self.cells[n][other].T)
 
         def products(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            """Of what tap i sees, with the targets; of reference maps, squares beside."""
+            """What tap i adds to C, to e and to a bound of √e."""
             found, squares = np.zeros((len(self.inputs), unit.shape[2])), np.zeros(self.channels)
             with np.errstate(all="ignore"):
                 for j in range(taps):
                     if (i, j) in parts:
-                        block = sum(parts[i, j])
-                        found += block @ unit[:, j]
-                        if i == j:
-                            squares = np.diagonal(block[other])
-                share = np.einsum("ct,ct->t", unit[:, i], found[other])
-                return found[own], share, np.sqrt(squares) @ np.abs(unit[:, i])
+                        found += sum(parts[i, j]) @ unit[:, j]
+                for part in parts.get((i, i), []):
+                    squares += np.diagonal(part[other])
+                energy = np.einsum("ct,ct->t", unit[:, i], found[other])
+                return found[own], energy, np.sqrt(np.maximum(squares, 0.0)) @ np.abs(unit[:, i])
 
-        own = slice(self.channels)
         with one_blas_thread():
             cross, energy, size = zip(*spread(products, range(taps)), strict=True)
         cross, energy, size = np.stack(cross, axis=1), sum(energy), sum(size)
@@ -422,12 +420,10 @@ class SpectralSums:
         # outputs that cancel (weights +1, −1 on equal inputs) leave rounding: that is zero
         cancel = np.isfinite(size) & (energy <= _ROUNDING * size**2)
         energy[cancel], cross[:, :, cancel] = 0.0, 0.0
-        peak = np.where(energy > 0, np.ldexp(np.abs(unit).max(axis=(0, 1)), exponent), 0.0)
-        peak = np.maximum(peak, self.peaks[1] * (np.abs(self.weights).max(axis=(0, 1)) > 0))
-        sums = np.ldexp(np.einsum("ks,kst->t", totals, unit), exponent)
+        some = (energy > 0) | (self.peaks[1] > 0)
         return (
             np.ldexp(cross, exponent).reshape(-1, len(energy)),
             np.ldexp(energy, 2 * exponent),
-            sums,
-            peak,
+            np.ldexp(np.einsum("ct,ctk->k", totals, unit), exponent),
+            np.where(some, np.abs(self.weights).max(axis=(0, 1)), 0.0),
         )
