@@ -319,6 +319,7 @@ def _sum_without_patches(
                 None if reference is None else reference[:, cut],
                 None if shift is None else shift[:, own],
             )
+        del inputs, reference, shift  # before the next are read
     for part, total in zip(parts, sums, strict=True):
         part.add_to(total)
 

@@ -83,13 +83,17 @@ class Spectra:
         self.kept = (self.lengths[-1] // 2 + 1, *self.lengths[-2::-1])
         self.samples = 0
         self.room = Room()
+        self._memory = np.empty(0)
 
     def reserve(self, samples: int) -> None:
         """Make room for maps of so many samples."""
         if samples != self.samples:
             self.samples = samples
             self.room.clear()
-            self.values = np.empty((prod(self.kept), self.channels, 2, samples))
+            shape = (prod(self.kept), self.channels, 2, samples)
+            if self._memory.size < prod(shape):
+                self._memory = np.empty(prod(shape))
+            self.values = self._memory[: prod(shape)].reshape(shape)
 
     def bytes(self, samples: int) -> int:
         """Of the spectra of so many samples."""
