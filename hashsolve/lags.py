@@ -26,7 +26,7 @@ Range = tuple[int, int]
 
 # Measured on one core, in nanoseconds; only their ratios matter, and only for what is chosen.
 _PER_FLOP, _THIN = 1 / 40, 8  # of a product, this much more where as thin as that
-_PER_PATCH_ENTRY, _PER_COPY, _PER_CELL = 2.7, 3.0, 15e3
+_PER_PATCH_ENTRY, _PER_COPY, _PER_CELL, _PER_PLAN = 2.7, 3.0, 15e3, 25e6
 _MARGIN = 0.85  # share of the time of patches that is surely less
 _LARGEST_SAMPLE = 32 * 2**20
 _LARGEST_STATE = 128 * 2**20
@@ -271,8 +271,9 @@ class Plan:
         pairs = 4 * self._frequencies() * (1 + len(lags) / chunk) * _SHORT + 2 * thin
         flops += size**2 * pairs * (1 + _THIN / size)
         cells = _PER_CELL * len(self.cells) / chunk
-        once = 4 * (len(self.taps) * channels) ** 2 * targets
-        return (flops + once / samples) * _PER_FLOP + size * copied * _PER_COPY + cells
+        once = 4 * (len(self.taps) * channels) ** 2 * targets * _PER_FLOP
+        once += (len(self.taps) * size) ** 2 * _PER_COPY + _PER_PLAN
+        return flops * _PER_FLOP + size * copied * _PER_COPY + cells + once / samples
 
     def one_phase(self) -> bool:
         """Whether the cells of a lag make up all that it multiplies, of phases that are all one."""

@@ -173,6 +173,7 @@ def test_lags_and_spectra_are_chosen_where_they_pay():
     for targets in (0, 64):
         assert plan_of(CONV, (32, 32), 64, targets, 512, False).spectral
         assert not plan_of(CONV, (32, 32), 64, targets, 512, True).spectral  # shifted targets
+        assert not plan_of(CONV, (16, 16), 64, targets, 16, False).spectral  # too few samples
         assert not plan_of(CONV, (200, 200), 64, targets, 512, False).spectral  # too large
         for geometry, size, channels in [
             (CONV, 32, 1),  # depthwise

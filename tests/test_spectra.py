@@ -119,11 +119,12 @@ def test_no_cut_changes_a_bit(reference, rng):
 
 
 def test_outputs_that_cancel_are_zero(rng):
-    """Weights of 1 and −1 on inputs that are equal: Y = 0, not what rounding leaves of it."""
+    """Weights of 3 and −1 on an input and thrice that: Y = 0, not what rounding leaves of it."""
     maps = rng.normal(size=(5, 2, 6, 6)) + 1
-    reference = np.repeat(rng.normal(size=(5, 1, 6, 6)) + 1, 2, axis=1)
+    reference = np.float32(rng.normal(size=(5, 1, 6, 6)) + 1) * np.array([1.0, 3.0])[:, None, None]
     weights = np.ones((3, 2, 3, 3))
-    weights[0, 1] = -1
+    weights[0] = rng.normal(size=(3, 3)).astype(np.float32)
+    weights[0] *= np.array([3.0, -1.0])[:, None, None]
     weights[1] = 0
     with by("spectra"):
         (total,) = layer_sums(maps, weights, CONV, reference)
