@@ -17,6 +17,7 @@ from hashsolve.files import atomic, open_h5, undisturbed
 from hashsolve.geometry import Geometry
 from hashsolve.lags import Plan, plan_of
 from hashsolve.planes import LagSums
+from hashsolve.spectra import SpectralSums
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import ahead
 
@@ -278,9 +279,16 @@ def shard_sums(
     labels = [name if geometry.groups == 1 else f"{name}[group {g}]" for g in range(len(matrices))]
     summed = 0 if reference is None else targets
     sums = [Sums(size, summed, label, precision) for label in labels]
-    plan = plan_of(geometry, inputs.shape[2:], weights.shape[1], sums[0].energy.size)
+    plan = plan_of(
+        geometry,
+        inputs.shape[2:],
+        weights.shape[1],
+        summed,
+        samples.stop - samples.start,
+        shift is not None,
+    )
     if plan is not None:
-        _sum_by_lags(Maps(inputs, reference, shift), matrices, plan, sums, samples)
+        _sum_without_patches(Maps(inputs, reference, shift), matrices, plan, sums, samples)
         return sums
     shape = (samples.stop - samples.start, *inputs.shape[1:])
     dtype: Any = np.float64
@@ -326,17 +334,18 @@ def _read(
     return found
 
 
-def _sum_by_lags(
+def _sum_without_patches(
     maps: Maps, matrices: list[np.ndarray], plan: Plan, sums: list[Sums], samples: slice
 ) -> None:
-    """Sum without patches, a group at a time per slab of samples."""
-    lagged = [
-        LagSums(plan, w, maps.reference is not None, total.name)
+    """Sum by lags or by spectra, a group at a time per slab of samples."""
+    kind = SpectralSums if plan.spectral else LagSums
+    parts = [
+        kind(plan, w, maps.reference is not None, total.name)
         for w, total in zip(matrices, sums, strict=True)
     ]
-    channels, filters = lagged[0].channels, matrices[0].shape[1]
-    chunk = plan.samples(channels)
-    bytes_each = 8 * chunk * math.prod(maps.inputs.shape[1:]) + lagged[0].bytes
+    channels, filters = parts[0].channels, matrices[0].shape[1]
+    chunk = parts[0].chunk
+    bytes_each = 8 * chunk * math.prod(maps.inputs.shape[1:]) + parts[0].bytes
     if maps.shift is not None:
         bytes_each += 8 * chunk * math.prod(maps.shift.shape[1:])
     step = chunk * max(1, _SLAB_BYTES // bytes_each)
@@ -344,7 +353,7 @@ def _sum_by_lags(
         slab = slice(start, min(start + step, samples.stop))
         inputs = maps.inputs[slab]
         reference, shift = (None if m is None else m[slab] for m in maps[1:])
-        for group, part in enumerate(lagged):
+        for group, part in enumerate(parts):
             cut = slice(group * channels, (group + 1) * channels)
             own = slice(group * filters, (group + 1) * filters)
             part.add(
@@ -352,7 +361,8 @@ def _sum_by_lags(
                 None if reference is None else reference[:, cut],
                 None if shift is None else shift[:, own],
             )
-    for part, total in zip(lagged, sums, strict=True):
+        del inputs, reference, shift  # before the next are read
+    for part, total in zip(parts, sums, strict=True):
         part.add_to(total)
 
 

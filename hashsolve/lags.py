@@ -17,7 +17,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, prod
+from math import ceil, inf, prod
+from typing import Any
 
 from hashsolve.geometry import Geometry
 
@@ -25,9 +26,13 @@ Range = tuple[int, int]
 
 # Measured on one core, in nanoseconds; only their ratios matter, and only for what is chosen.
 _PER_FLOP, _THIN = 1 / 40, 8  # of a product, this much more where as thin as that
-_PER_PATCH_ENTRY, _PER_COPY, _PER_CELL = 2.7, 3.0, 15e3
+_PER_PATCH_ENTRY, _PER_COPY, _PER_CELL, _PER_PLAN = 2.7, 3.0, 15e3, 25e6
 _MARGIN = 0.85  # share of the time of patches that is surely less
 _LARGEST_SAMPLE = 32 * 2**20
+_LARGEST_STATE = 128 * 2**20
+_SHORT = 1.8  # the products of spectra, over few samples, cost this much more
+_SPECTRA = 3 * 2**22  # numbers in the spectra that are held at a time
+_FEWEST_SAMPLES = 8
 _MOST_TAPS, _FEWEST_CHANNELS = 64, 8  # no plan is made for others
 _CHUNK = 2**18  # numbers in the maps that are summed at a time, so that they stay in the cache
 _CHUNK_ROWS = (2048, 8192)
@@ -114,17 +119,33 @@ class Cell:
     whole: bool
     """Whether all but the first axis may be taken as they lie in memory, zeros included."""
 
+    @property
+    def volume(self) -> int:
+        """Positions."""
+        return prod(j - i for i, j in self.ranges)
 
-def plan_of(geometry: Geometry, spatial: Sequence[int], channels: int, targets: int) -> Plan | None:
+
+def plan_of(
+    geometry: Geometry,
+    spatial: Sequence[int],
+    channels: int,
+    targets: int,
+    samples: int,
+    shifted: bool,
+) -> Plan | None:
     """A plan where it is faster than patches; else None.
 
     ``channels`` and ``targets`` are those of one group; the latter are 0 where only inputs are
-    summed.
+    summed. ``shifted`` is whether something is added to targets.
     """
     if not 2 <= prod(geometry.kernel) <= _MOST_TAPS or channels < _FEWEST_CHANNELS:
         return None
     plan = Plan(geometry, spatial)
-    return plan if plan.pays(channels, targets) else None
+    most = _MARGIN * plan.patches_cost(channels, targets)
+    lags = plan.lags_cost(channels, targets)
+    spectra = inf if shifted else plan.spectra_cost(channels, targets, samples)
+    plan.spectral = spectra < lags
+    return plan if min(lags, spectra) <= most else None
 
 
 class Plan:
@@ -155,6 +176,8 @@ class Plan:
         self.cells: list[Cell] = []
         self.uses: list[tuple[int, int, int]] = []  # tap, tap, cell
         self.squares: list[int] = []  # cells in which inputs are multiplied with themselves
+        self.spectral = False  # whether to sum by spectra: `hashsolve.spectra`
+        self.shared: Any = None  # what the sums of groups by spectra have in common
         self._cut()
         self.margin = sum(
             axis.shifts[-1] * prod(other.length for other in self.axes[i + 1 :])
@@ -199,21 +222,84 @@ class Plan:
                 members = [cut[1][t] for cut, t in zip(cuts, self.taps[i], strict=True)]
                 self.uses += [(i, j, numbers[index]) for index in itertools.product(*members)]
 
-    def pays(self, channels: int, targets: int) -> bool:
-        """Whether this is faster than patches, in bounded memory; see `plan_of`."""
+    def patches_cost(self, channels: int, targets: int) -> float:
+        """Of the sums of a sample over patches; see `plan_of`."""
+        outputs, taps = prod(axis.outputs for axis in self.axes), len(self.taps)
+        flops = (taps * channels) ** 2 * outputs + self._targets_flops(channels, targets)
+        streams = 2 if targets else 1
+        return flops * _PER_FLOP + streams * taps * channels * outputs * _PER_PATCH_ENTRY
+
+    def _targets_flops(self, channels: int, targets: int) -> float:
+        """Flops that make targets and multiply inputs with them, for a sample."""
+        return 4 * len(self.taps) * channels * targets * prod(axis.outputs for axis in self.axes)
+
+    def lags_cost(self, channels: int, targets: int) -> float:
+        """Of the sums of a sample by lags; infinite where they take too much memory."""
         size = prod(axis.length for axis in self.axes)
         if 8 * channels * size > _LARGEST_SAMPLE or len(self.cells) > 2 * len(self.taps) ** 2:
-            return False
+            return inf
         outputs, taps = prod(axis.outputs for axis in self.axes), len(self.taps)
         streams = 2 if targets else 1
-        multiplied = 4 * taps * channels * targets * outputs
-        patches = ((taps * channels) ** 2 * outputs + multiplied) * _PER_FLOP
-        patches += streams * taps * channels * outputs * _PER_PATCH_ENTRY
         flops = 2 * channels**2 * self._multiplied_rows() * (1 + _THIN / channels)
-        flops += multiplied * (1 + _THIN / min(channels, targets or channels))
+        flops += self._targets_flops(channels, targets) * (
+            1 + _THIN / min(channels, targets or channels)
+        )
         copied = channels * (streams * size + self._copied_rows()) + taps * targets * outputs
         cells = _PER_CELL * (len(self.cells) + 2 * taps * (streams - 1)) / self.samples(channels)
-        return flops * _PER_FLOP + copied * _PER_COPY + cells <= _MARGIN * patches
+        return flops * _PER_FLOP + copied * _PER_COPY + cells
+
+    def spectra_cost(self, channels: int, targets: int, samples: int) -> float:
+        """Of the sums of a sample by spectra, of so many; infinite where these cannot be had."""
+        size = channels * (2 if targets else 1)
+        chunk = min(self.spectral_samples(size), samples)
+        if not self.one_phase() or self.spectral_samples(size) < _FEWEST_SAMPLES:
+            return inf
+        if 16 * len(self.cells) * size**2 > _LARGEST_STATE:
+            return inf
+        values = prod(axis.size for axis in self.axes)
+        flops, copied = 0.0, 2.0 * values
+        for n, axis in enumerate(self.axes[::-1]):
+            length = axis.size + axis.shifts[-1]
+            made = length if n else 2 * (length // 2 + 1)  # from numbers that are real at first
+            flops += size * values * 2 * made * (2 if n else 1)
+            values = values // axis.size * made
+            copied += values
+        lags = {cell.lag: 0 for cell in self.cells}
+        for cell in self.cells:
+            lags[cell.lag] = max(lags[cell.lag], cell.volume)
+        thin = sum(cell.volume for cell in self.cells) - sum(lags.values())
+        pairs = 4 * self._frequencies() * (1 + len(lags) / chunk) * _SHORT + 2 * thin
+        flops += size**2 * pairs * (1 + _THIN / size)
+        cells = _PER_CELL * len(self.cells) / chunk
+        once = 4 * (len(self.taps) * channels) ** 2 * targets * _PER_FLOP
+        once += (len(self.taps) * size) ** 2 * _PER_COPY + _PER_PLAN
+        return flops * _PER_FLOP + size * copied * _PER_COPY + cells + once / samples
+
+    def one_phase(self) -> bool:
+        """Whether the cells of a lag make up all that it multiplies, of phases that are all one."""
+        if any(stride > 1 for stride in self.geometry.stride):
+            return False
+        volumes: dict[tuple[int, ...], int] = {}
+        for cell in self.cells:
+            volumes[cell.lag] = volumes.get(cell.lag, 0) + cell.volume
+        return all(
+            volume
+            == prod(
+                j - i
+                for axis, along in zip(self.axes, lag, strict=True)
+                for i, j in [axis.overlap(0, 0, along)]
+            )
+            for lag, volume in volumes.items()
+        )
+
+    def _frequencies(self) -> int:
+        *others, last = (axis.size + axis.shifts[-1] for axis in self.axes)
+        return prod(others) * (last // 2 + 1)
+
+    def spectral_samples(self, channels: int) -> int:
+        """Samples whose spectra are held at a time: a fixed cut."""
+        samples = _SPECTRA // (2 * self._frequencies() * channels)
+        return samples - samples % 8 if samples > 8 else samples
 
     def _multiplied_rows(self) -> float:
         """Rows of all products of one sample; half of them for those that are symmetric."""

@@ -80,15 +80,20 @@ class Planes:
         line = self.count * prod(j - i for i, j in ranges)
         return self._parts[phase, ranges][:, first[0] * line : first[1] * line]
 
-    def correlation(self, cell: Cell) -> np.ndarray:
-        """The product over a cell, (channels, channels)."""
+    def factors(self, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+        """What is multiplied over a cell, (channels, columns) each."""
         first, *rest = cell.ranges
         if cell.whole:
             a = self.shifted(cell.a, [0] * len(cell.lag), first)
-            return a @ self.shifted(cell.b, cell.lag, first).T
+            return a, self.shifted(cell.b, cell.lag, first)
         moved = [(i + lag, j + lag) for (i, j), lag in zip(cell.ranges, cell.lag, strict=True)]
         a = self.part(cell.a, tuple(rest), first)
-        return a @ self.part(cell.b, tuple(moved[1:]), moved[0]).T
+        return a, self.part(cell.b, tuple(moved[1:]), moved[0])
+
+    def correlation(self, cell: Cell) -> np.ndarray:
+        """The product over a cell, (channels, channels)."""
+        a, b = self.factors(cell)
+        return a @ b.T
 
     def totals(self) -> np.ndarray:
         """Σ over samples and positions of what each tap sees, (channels, taps)."""
@@ -139,6 +144,16 @@ class Planes:
         return self.shifted(self.plan.phase(tap), self.plan.shift(tap), first) @ outputs.T
 
 
+def add_blocks(plan: Plan, cells: np.ndarray, gram: np.ndarray) -> None:
+    """Add the blocks of H that cells (cells, channels, channels) make up."""
+    channels, taps = cells.shape[1], len(plan.taps)
+    blocks = gram.reshape(channels, taps, channels, taps)
+    for i, j, n in plan.uses:
+        blocks[:, i, :, j] += cells[n]
+        if i != j:
+            blocks[:, j, :, i] += cells[n].T
+
+
 class LagSums:
     """The sums of one group of a convolution's channels.
 
@@ -161,6 +176,7 @@ class LagSums:
         self.weights = weights.reshape(self.channels, taps, -1)
         self.targets = weights.shape[1] if asymmetric else 0
         self.samples = 0
+        self.chunk = plan.samples(self.channels)
         self.total = self._empty()
 
     @property
@@ -189,11 +205,9 @@ class LagSums:
         """Add maps (n, channels, *spatial), those the targets come from, and what is added to
         these, (n, T, *positions).
 
-        They are summed in chunks of `Plan.samples`, so n must be a multiple of that until the
-        last call.
+        They are summed ``chunk`` at a time, so n must be a multiple of that until the last call.
         """
-        step = self.plan.samples(self.channels)
-        chunks = [slice(start, start + step) for start in range(0, len(maps), step)]
+        chunks = [slice(n, n + self.chunk) for n in range(0, len(maps), self.chunk)]
 
         def of(chunk: slice) -> list[Any]:
             return [None if m is None else m[chunk] for m in (maps, reference, shift)]
@@ -270,13 +284,8 @@ class LagSums:
     @np.errstate(over="ignore", under="ignore", invalid="ignore")
     def add_to(self, sums: Sums) -> None:
         """Put the blocks together and add them to the sums of rows."""
-        taps, total = len(self.plan.taps), self.total
-        gram = sums.gram.reshape(self.channels, taps, self.channels, taps)
-        for i, j, n in self.plan.uses:
-            gram[:, i, :, j] += total["cells"][n]
-            if i != j:
-                gram[:, j, :, i] += total["cells"][n].T
-        size = self.channels * taps
+        total, size = self.total, len(sums.gram)
+        add_blocks(self.plan, total["cells"], sums.gram)
         rows = self.samples * prod(axis.outputs for axis in self.plan.axes)
         inputs = Planes(self.plan, total["inputs"][None]).totals().reshape(-1)
         sums.count(rows, inputs, total["input_peak"][0])

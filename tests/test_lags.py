@@ -20,13 +20,16 @@ CONV = hs.Geometry.conv((3, 3), padding=1)
 
 
 def by(way: str):
-    """Sum by "lags" or by "patches", whatever is faster."""
-    made = (lambda geometry, spatial, *_: Plan(geometry, spatial)) if way == "lags" else no_plan
+    """Sum by "lags", "spectra" or "patches", whatever is faster."""
+
+    def made(geometry, spatial, *_):
+        if way == "patches":
+            return None
+        plan = Plan(geometry, spatial)
+        plan.spectral = way == "spectra"
+        return plan
+
     return mock.patch.object(activations, "plan_of", made)
-
-
-def no_plan(*_) -> None:
-    """By patches."""
 
 
 def draw_weights(geometry, maps, seed=0):
@@ -121,7 +124,7 @@ def test_no_cut_changes_a_bit(reference, wide, rng):
 def test_batches_change_no_bit(tmp_path, rng):
     maps = rng.normal(size=(40, 16, 9, 9)).astype(np.float32)
     weights = rng.normal(size=(5, 16, 3, 3))
-    assert plan_of(CONV, (9, 9), 16, 5)
+    assert plan_of(CONV, (9, 9), 16, 5, 40, False)
     found = []
     for sizes in ([40], [1, 1, 5, 33], [17, 23]):
         parts = np.split(maps, np.cumsum(sizes)[:-1])
@@ -132,12 +135,13 @@ def test_batches_change_no_bit(tmp_path, rng):
         same(other, found[0])
 
 
-def test_an_input_that_no_tap_sees_is_exactly_dead(rng):
+@pytest.mark.parametrize("way", ["lags", "spectra"])
+def test_an_input_that_no_tap_sees_is_exactly_dead(way, rng):
     """Channel 0 is 0 but in a corner, which the opposite taps never see."""
     maps = rng.normal(size=(5, 2, 6, 6))
     maps[:, 0] = 0
     maps[:, 0, -1, -1] = 1e8 * rng.normal(size=5)
-    with by("lags"):
+    with by(way):
         (total,) = layer_sums(maps, rng.normal(size=(3, 2, 3, 3)), hs.Geometry.conv((3, 3)))
     dead = np.flatnonzero(total.finish().gram.any(axis=1) == 0)
     np.testing.assert_array_equal(dead, range(8))  # all taps of channel 0 but the last
@@ -145,10 +149,11 @@ def test_an_input_that_no_tap_sees_is_exactly_dead(rng):
 
 @pytest.mark.parametrize("exponent", [-600, 600])
 @pytest.mark.parametrize("reference", [False, True])
-def test_squares_that_leave_the_range_are_refused(exponent, reference, rng):
+@pytest.mark.parametrize("way", ["lags", "spectra"])
+def test_squares_that_leave_the_range_are_refused(way, exponent, reference, rng):
     maps = rng.normal(size=(3, 2, 5, 5))
     far = np.ldexp(maps, exponent)
-    with by("lags"), pytest.raises(ValueError, match="leaves the range of float64"):
+    with by(way), pytest.raises(ValueError, match="leaves the range of float64"):
         (total,) = layer_sums(
             maps if reference else far, np.ones((1, 2, 3, 3)), CONV, far if reference else None
         )
@@ -156,23 +161,27 @@ def test_squares_that_leave_the_range_are_refused(exponent, reference, rng):
 
 
 @pytest.mark.parametrize("stream", ["inputs", "reference"])
-def test_values_that_are_not_finite_are_named(stream, rng):
+@pytest.mark.parametrize("way", ["lags", "spectra"])
+def test_values_that_are_not_finite_are_named(way, stream, rng):
     maps = {key: rng.normal(size=(3, 2, 5, 5)) for key in ("inputs", "reference")}
     maps[stream][1, 0, 2, 2] = np.nan
-    with by("lags"), pytest.raises(ValueError, match=rf"conv7: {stream}: nan at \(1, 0, 2, 2\)"):
+    with by(way), pytest.raises(ValueError, match=rf"conv7: {stream}: nan at \(1, 0, 2, 2\)"):
         layer_sums(maps["inputs"], np.ones((1, 2, 3, 3)), CONV, maps["reference"], "conv7")
 
 
-def test_lags_are_chosen_where_they_pay():
+def test_lags_and_spectra_are_chosen_where_they_pay():
     for targets in (0, 64):
-        assert plan_of(CONV, (32, 32), 64, targets)
+        assert plan_of(CONV, (32, 32), 64, targets, 512, False).spectral
+        assert not plan_of(CONV, (32, 32), 64, targets, 512, True).spectral  # shifted targets
+        assert not plan_of(CONV, (16, 16), 64, targets, 16, False).spectral  # too few samples
+        assert not plan_of(CONV, (200, 200), 64, targets, 512, False).spectral  # too large
         for geometry, size, channels in [
             (CONV, 32, 1),  # depthwise
             (CONV, 4096, 64),  # too large a sample
             (hs.Geometry.conv((1, 1)), 32, 64),
             (hs.Geometry.conv((2, 2), 2), 32, 64),
-            (hs.Geometry.conv((11, 11)), 32, 64),  # too many cells
         ]:
-            assert plan_of(geometry, (size, size), channels, targets) is None
-    assert plan_of(hs.Geometry.conv((5, 5), 2, 2), (32, 32), 64, 0)
-    assert plan_of(hs.Geometry(), (), 64, 0) is None
+            assert plan_of(geometry, (size, size), channels, targets, 512, False) is None
+    assert not plan_of(hs.Geometry.conv((5, 5), 2, 2), (32, 32), 64, 0, 512, False).spectral
+    assert plan_of(hs.Geometry.conv((11, 11)), (32, 32), 64, 0, 512, False) is None  # too many taps
+    assert plan_of(hs.Geometry(), (), 64, 0, 512, False) is None

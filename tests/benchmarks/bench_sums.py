@@ -1,33 +1,63 @@
-"""Sums of layers: rates against dgemm's, by lags against by patches, over HDF5 against memory.
+"""Sums of layers: rates against dgemm's, convolutions in three ways, over HDF5 against memory.
 
     python -m pytest tests/benchmarks/bench_sums.py --benchmark-only
 
 Compare the minima within a group: the ratio of two is the figure. ``flops`` in the extra
 information are those that were counted, so flops / minimum is a rate.
+
+    python tests/benchmarks/bench_sums.py
+
+prints the ratios of the three ways for 3×3 convolutions, all in one process, taken in turn: minima
+of processor time (of all threads, which other work on the machine disturbs little), and of time.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from unittest import mock
 
+import click
 import numpy as np
 import pytest
 
 import hashsolve as hs
 from hashsolve import activations
 from hashsolve.activations import FULL, layer_sums, open_activations, write_activations
-from hashsolve.lags import Plan
+from hashsolve.lags import Plan, plan_of
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import add_gram, product
 
 CONV = hs.Geometry.conv((3, 3), padding=1)
 POSITIONS = 2**15
+WAYS = ("patches", "lags", "spectra")
 
 
 def measure(benchmark, job, *args, flops: float = 0.0):
     """The minimum of a few rounds, after one to warm up."""
     benchmark.extra_info["flops"] = flops
     return benchmark.pedantic(job, args, rounds=7, warmup_rounds=1)
+
+
+def by(way: str):
+    """Sum in this way, whatever is faster."""
+
+    def made(geometry, spatial, *_):
+        if way == "patches":
+            return None
+        plan = Plan(geometry, spatial)
+        plan.spectral = way == "spectra"
+        return plan
+
+    return mock.patch.object(activations, "plan_of", made)
+
+
+def layer(channels: int, side: int, kind: str, positions: int) -> tuple:
+    """Maps, as many filters as channels, the convolution and perhaps reference maps."""
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(positions // side**2, channels, side, side)).astype(np.float32)
+    weights = rng.normal(size=(channels, channels, 3, 3))
+    return maps, weights, CONV, None if kind == "symmetric" else maps + 1
 
 
 @pytest.mark.benchmark(group="rate of dgemm")
@@ -74,20 +104,15 @@ def test_single(benchmark, inputs: int, way: str) -> None:
 
 
 @pytest.mark.benchmark(group="convolution 3x3")
-@pytest.mark.parametrize("way", ["patches", "lags"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("side", [8, 16, 32])
-@pytest.mark.parametrize("channels", [16, 64, 128])
+@pytest.mark.parametrize("channels", [16, 64, 128, 256])
 def test_convolution(benchmark, channels: int, side: int, kind: str, way: str) -> None:
-    """All sums of one layer, as many filters as channels."""
+    """All sums of one layer."""
     benchmark.group += f" {channels} channels, {side}x{side}, {kind}"
-    rng = np.random.default_rng(0)
-    maps = rng.normal(size=(POSITIONS // side**2, channels, side, side)).astype(np.float32)
-    weights = rng.normal(size=(channels, channels, 3, 3))
-    reference = None if kind == "symmetric" else maps + 1
-    made = (lambda geometry, spatial, *_: Plan(geometry, spatial)) if way == "lags" else None
-    with mock.patch.object(activations, "plan_of", made or (lambda *_: None)):
-        measure(benchmark, layer_sums, maps, weights, CONV, reference)
+    with by(way):
+        measure(benchmark, layer_sums, *layer(channels, side, kind, POSITIONS))
 
 
 @pytest.mark.benchmark(group="storage")
@@ -105,3 +130,46 @@ def test_storage(benchmark, tmp_path, shape: tuple[int, ...], source: str, dtype
     with open_activations(tmp_path / "a.h5") as streams:
         inputs = maps if source == "memory" else streams[FULL]
         measure(benchmark, layer_sums, inputs, weights, geometry)
+
+
+def ratios(channels: int, side: int, kind: str, positions: int, repeats: int) -> dict:
+    """How many times longer patches take than lags and spectra, and what is chosen."""
+    arguments = layer(channels, side, kind, positions)
+    found: dict = {way: [] for way in WAYS}
+    for _ in range(repeats):
+        for way in WAYS:
+            with by(way):
+                begun = time.process_time(), time.perf_counter()
+                layer_sums(*arguments)
+                found[way].append((time.process_time() - begun[0], time.perf_counter() - begun[1]))
+    least = {way: [min(each) for each in zip(*times, strict=True)] for way, times in found.items()}
+    samples, targets = len(arguments[0]), channels if kind == "asymmetric" else 0
+    plan = plan_of(CONV, (side, side), channels, targets, samples, False)
+    return {
+        "channels": channels,
+        "side": side,
+        "kind": kind,
+        "samples": samples,
+        "patches_to_lags": round(least["patches"][0] / least["lags"][0], 2),
+        "patches_to_spectra": round(least["patches"][0] / least["spectra"][0], 2),
+        "patches_to_spectra_by_the_clock": round(least["patches"][1] / least["spectra"][1], 2),
+        "chosen": "patches" if plan is None else "spectra" if plan.spectral else "lags",
+    }
+
+
+@click.command()
+@click.option("--channels", multiple=True, default=(16, 64, 128, 256))
+@click.option("--side", "sides", multiple=True, default=(8, 16, 32))
+@click.option("--positions", multiple=True, default=(POSITIONS,))
+@click.option("--repeats", default=3)
+def main(channels, sides, positions, repeats: int) -> None:
+    """Print the ratios, a line each."""
+    for number in positions:
+        for count in channels:
+            for side in sides:
+                for kind in ("symmetric", "asymmetric"):
+                    print(json.dumps(ratios(count, side, kind, number, repeats)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
