@@ -17,6 +17,7 @@ from hashsolve.kernels import encode as encoding
 from hashsolve.kernels import scan as scanning
 from hashsolve.retrieval import index as index_module
 from hashsolve.retrieval import search as searching
+from hashsolve.retrieval.codec import whole_numbers
 
 METRICS = ("ip", "cosine", "l2")
 seeds = st.integers(0, 2**32 - 1)
@@ -168,39 +169,63 @@ def test_equal_scores_come_by_id(fresh):
 # -- encoding -------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
-@given(seeds, st.integers(1, 12), st.integers(1, 5), st.sampled_from([0, 5, 30]))
-def test_encode_is_its_twin(seed, size, columns, moves):
-    """Whole numbers, so that both compute the same sums and decide the same bits."""
+def whole_problem(seed, size, columns):
+    """H and C of whole numbers, so that twins compute the same sums and decide the same bits."""
     rng = np.random.default_rng(seed)
     root = rng.integers(-2, 3, (size, size))
     gram = (root.T @ root).astype(float)
     gram[np.diag_indices(size)] += 1
-    cross = rng.integers(-3, 4, (columns, size)).astype(float)
+    return gram, rng.integers(-3, 4, (columns, size)).astype(float)
+
+
+@settings(max_examples=25)
+@given(seeds, st.integers(1, 40), st.integers(1, 5), st.sampled_from([0, 5, 80]))
+def test_encode_is_its_twin(seed, size, columns, moves):
+    gram, cross = whole_problem(seed, size, columns)
+    whole, unit = whole_numbers(gram)
     found = []
     for run in (encoding.encode, twins.encode):
         codes, (p, q) = np.empty((columns, size), np.int8), np.empty((2, columns))
-        run(gram, cross, 0.25, 30, moves, size, 3, 5, codes, p, q)
+        run(gram, whole, unit, cross, 0.25, moves, 3, codes, p, q)
         found.append((codes, p, q))
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-9)
-    used = found[0][1] > 0
-    np.testing.assert_allclose(found[0][2][used], found[1][2][used], rtol=1e-6)
-    assert (found[0][1] >= 0).all()
+    for kernel, twin in zip(*found, strict=True):
+        np.testing.assert_array_equal(kernel, twin)
+    codes, p, q = found[0]
+    assert (p >= 0).all()
+    np.testing.assert_array_equal(p, (codes * cross).sum(axis=1))
+    np.testing.assert_array_equal(q, ((codes @ gram) * codes).sum(axis=1))
 
 
-@given(seeds, st.integers(1, 12))
-def test_greedy_is_its_twin(seed, size):
+@given(seeds, st.integers(1, 80), st.integers(1, 3))
+def test_greedy_is_its_twin(seed, size, columns):
+    """Of any numbers, to the last bit: blocks change no order of adding."""
     rng = np.random.default_rng(seed)
-    root = rng.integers(-2, 3, (size, size))
-    gram, cross = (root.T @ root).astype(float), rng.integers(-3, 4, size).astype(float)
+    gram, cross = rng.normal(size=(size, size)), rng.normal(size=(columns, size))
     found = []
     for run in (encoding.greedy, twins.greedy):
-        codes, h = np.empty(size, np.int8), np.empty(size)
+        codes, h = np.empty((columns, size), np.int8), np.empty((columns, size))
         run(gram, cross, 0.5, codes, h)
         found.append((codes, h))
     np.testing.assert_array_equal(found[0][0], found[1][0])
     np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+@settings(max_examples=25)
+@given(seeds, st.integers(1, 40), st.integers(0, 80), st.integers(0, 9))
+def test_walk_is_its_twin(seed, size, moves, tenure):
+    gram, cross = whole_problem(seed, size, 1)
+    whole, unit = whole_numbers(gram)
+    start = np.where(cross[0] < 0, -1, 1).astype(np.int8)
+    p, q = cross[0] @ start, start @ gram @ start
+    if p <= 0:
+        return
+    found = []
+    for run in (encoding.walk, twins.walk):
+        codes = start.copy()
+        run(gram, whole, unit, cross[0], codes, gram @ start, p, q, moves, tenure)
+        found.append(codes)
+    np.testing.assert_array_equal(*found)
+    assert (cross[0] @ codes) ** 2 / (codes @ gram @ codes) >= p * p / q - 1e-5
 
 
 @pytest.mark.parametrize("shrinkage", [1.0, 0.5])
