@@ -89,6 +89,19 @@ def scan(words, scales, offsets, ids, planes, totals, units, block, best, best_i
         best[i], best_ids[i] = scores[order], numbers[order]
 
 
+def scan_lists(
+    words, scales, offsets, ids, ends, ranked, probes, planes, totals, units, block, best, best_ids
+) -> None:
+    """`scan` of the vectors of all lists that a query probes, at once."""
+    lists = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+    for i in range(len(planes)):
+        rows, one = np.isin(lists, ranked[i, : probes[i]]), slice(i, i + 1)
+        scan(
+            words[rows], scales[rows], offsets[rows], ids[rows], planes[one], totals[one],
+            units[one], block, best[one], best_ids[one],
+        )  # fmt: skip
+
+
 def _bits(words):
     """Words (n, W) as bits (n, 64 W), least significant first."""
     return np.unpackbits(words.astype("<u8").view(np.uint8), axis=1, bitorder="little")

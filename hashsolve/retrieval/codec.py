@@ -45,7 +45,7 @@ class Codec:
     unbiased : bool
         α = ‖x‖² / x·Db, as in RaBitQ, instead of the least-squares scale.
     moves : int
-        Tabu moves a vector.
+        Flips of the walk of a vector.
     """
 
     mean: np.ndarray
@@ -56,7 +56,6 @@ class Codec:
     pull: float = 0.0
     unbiased: bool = False
     moves: int = 0
-    seed: int = 0
 
     @property
     def length(self) -> int:

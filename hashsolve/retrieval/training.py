@@ -127,7 +127,6 @@ def fit_codec(
         query_mean=known.mean(axis=0),
         decoder=_bases(sample.shape[1], bits, rng),
         moves=moves,
-        seed=seed,
     )
     base = replace(base, start_scale=_start_scale(base, sample[:500]))
     # for one basis that is a rotation the signs are optimal: there is nothing to search
