@@ -223,7 +223,7 @@ def test_all_lists_find_what_a_search_without_lists_finds(indexes, seed, metric,
         scores, found = listed.search(queries, k, probes=2)
         assert found.shape == (5, min(k, count))
         encoder, held = listed._encoder, listed._contents
-        lists = dict(zip(held.ids.tolist(), held.lists.tolist(), strict=True))
+        lists = encoder.partition.assign(encoder.centred(vectors, "vectors"))
         every_score, every_id = flat.search(queries, count)
         asked = encoder.centred(queries, "queries")
         centroids = encoder.partition.centroids
@@ -404,6 +404,22 @@ def test_a_learned_map_finds_more_and_more_bits_still_more(fresh, metric):
     np.testing.assert_allclose(scores, wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("bits", "more"), [(1, 0.02), (2, 0.005)])
+def test_itq_is_a_rotation_and_finds_more_than_a_random_one(bits, more):
+    vectors, queries = anisotropic(2, 800), anisotropic(3, 100)
+    truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    found = []
+    for rotation in ("random", "itq"):
+        index = fitted(bits=bits, rotation=rotation)
+        turn = index.codec.decoder[:, :24]
+        np.testing.assert_allclose(turn.T @ turn, np.eye(24), atol=1e-12)
+        np.testing.assert_array_equal(index.codec.decoder[:, 24:], turn[:, : 24 * bits - 24] / 2)
+        assert {one.rotation for one in index.report.candidates} == {rotation}
+        index.add(vectors)
+        found.append(recall(index.search(queries, 10)[1], truth))
+    assert found[0] + more < found[1]
+
+
 def test_dead_and_dependent_dimensions():
     """Fewer vectors than would determine the map; its columns are of one size all the same."""
     rng = np.random.default_rng(0)
@@ -435,6 +451,7 @@ def test_the_report_says_what_was_held_out(indexes):
     assert report.held_out_vectors == 350 and report.vectors == 350
     assert report.chosen.rotation == "learned"
     assert report.chosen.recall == max(one.recall for one in report.candidates)
+    assert {one.rotation for one in report.candidates} == {"random", "itq", "learned"}
 
 
 # -- contents -------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from hashsolve.retrieval.contents import Contents
 from hashsolve.retrieval.encoder import Encoder, checked, opened
 from hashsolve.retrieval.partition import Partition
 from hashsolve.retrieval.search import best, cut, probing, unpack_codes
-from hashsolve.retrieval.training import Report, fit_codec
+from hashsolve.retrieval.training import FEW, Report, fit_codec
 
 METRICS = ("ip", "cosine", "l2")
-ROTATIONS = ("auto", "random", "learned")
-MOVES = (50, 150, 1000)
+ROTATIONS = ("auto", "random", "itq", "learned")
+MOVES = (FEW, 150, 1000)
 """Flips of the walk of a vector, by effort."""
 _SAMPLE = 40_000  # vectors, and queries, that `fit` looks at
 _QUERIES = 1024  # queries that are cut into planes at a time
@@ -41,9 +41,9 @@ class InnerProductIndex:
     bits : int
         1 to 4 bits a dimension: as many binary bases (see `hashsolve.Problem.bases`), whose
         common map is learned.
-    rotation : {"auto", "random", "learned"}
-        A random rotation, as RaBitQ takes; a linear map that is learned from the vectors; or
-        whichever does better on held-out queries.
+    rotation : {"auto", "random", "itq", "learned"}
+        A random rotation, as RaBitQ takes; one that is learned from the vectors, as by ITQ; any
+        linear map, learned from them; or whichever does best on held-out queries.
     shrinkage : float, optional
         Of the queries' covariance towards the identity, 0 < shrinkage <= 1; 1 leaves the
         queries out of account. By default chosen on held-out queries.
