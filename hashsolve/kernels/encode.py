@@ -7,7 +7,7 @@ and on whole numbers, eight at a time: it finds where to look; the descent after
 import numpy as np
 from numba import njit
 
-ROWS = 32
+ROWS = 8
 LIMIT = 2.0**26
 """Of the magnitudes of a row of H in whole numbers, together."""
 TABU = np.int32(2**30)
@@ -71,6 +71,7 @@ def walk(gram, whole, unit, cross, codes, h, p, q, moves, tenure):
     far = 2.0 * LIMIT  # beyond this, the sign of a target decides its bit
     target = np.zeros(size, np.int32)
     gain = np.empty(size, np.int32)
+    places = np.arange(size).astype(np.int32)
     bits = codes.astype(np.int32)
     for j in range(size):
         gain[j] = np.int32(np.rint(unit * (gram[j, j] - codes[j] * h[j])))
@@ -84,7 +85,7 @@ def walk(gram, whole, unit, cross, codes, h, p, q, moves, tenure):
                 aim = np.int32(min(max(cross[j] * inverse, -far), far))
                 gain[j] += bits[j] * (aim - target[j])
                 target[j] = aim
-        choice = _least(gain)
+        choice = _least(gain, places)
         bit = bits[choice]
         path[made] = choice
         p -= 2.0 * bit * cross[choice]
@@ -108,20 +109,16 @@ def walk(gram, whole, unit, cross, codes, h, p, q, moves, tenure):
 
 
 @njit(cache=True, nogil=True)
-def _least(gain):
-    """The place of the smallest entry, the first of equal ones."""
-    size = gain.shape[0]
+def _least(gain, places):
+    """The place of the smallest entry, the first of equal ones, in two passes that vectorise."""
     low = gain[0]
-    at = 0
-    for start in range(0, size, ROWS):
-        inner = gain[start]
-        for value in gain[start : min(start + ROWS, size)]:
-            inner = value if value < inner else inner
-        if inner < low:
-            low = inner
-            at = start
-    while gain[at] != low:
-        at += 1
+    for j in range(gain.shape[0]):
+        value = gain[j]
+        low = value if value < low else low
+    at = places[-1]
+    for j in range(gain.shape[0]):
+        place = places[j] if gain[j] == low else at
+        at = place if place < at else at
     return at
 
 

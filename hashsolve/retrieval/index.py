@@ -20,7 +20,7 @@ from hashsolve.retrieval.training import FEW, Report, fit_codec
 
 METRICS = ("ip", "cosine", "l2")
 ROTATIONS = ("auto", "random", "itq", "learned")
-MOVES = (FEW, 150, 1000)
+MOVES = (FEW, 200, 1000)
 """Flips of the walk of a vector, by effort."""
 _SAMPLE = 40_000  # vectors, and queries, that `fit` looks at
 _QUERIES = 1024  # queries that are cut into planes at a time
@@ -48,7 +48,7 @@ class InnerProductIndex:
         Of the queries' covariance towards the identity, 0 < shrinkage <= 1; 1 leaves the
         queries out of account. By default chosen on held-out queries.
     effort : {"fast", "default", "thorough"}
-        50, 150 or 1,000 flips of a tabu walk for each vector, before one-flip descent.
+        50, 200 or 1,000 flips of a tabu walk for each vector, before one-flip descent.
     lists : int, optional
         Vectors are kept in as many lists, each about a centroid that k-means finds, and a search
         visits a few of them. By default it visits every vector. Needs scikit-learn.
