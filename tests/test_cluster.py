@@ -166,7 +166,7 @@ def test_a_worker_that_is_killed(client):
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_vectors_are_encoded_as_in_one_process(client, metric, tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(retrieval.index, "_BLOCK", 100)
+    monkeypatch.setattr(retrieval.encoder, "BLOCK", 100)
     vectors = rng.normal(size=(450, 16)).astype(np.float32)
     np.save(tmp_path / "vectors.npy", vectors)
     alone, spread = (hs.InnerProductIndex(metric, effort="fast").fit(vectors) for _ in range(2))
@@ -174,8 +174,10 @@ def test_vectors_are_encoded_as_in_one_process(client, metric, tmp_path, rng, mo
     alone.add(vectors)
     spread.add(tmp_path / "vectors.npy", client=client, progress=lambda *a: told.append(a))
     assert told[-1] == (450, 450) and len(told) == 5
-    for name in ("_words", "_scales", "_offsets", "_ids"):
-        np.testing.assert_array_equal(getattr(spread, name), getattr(alone, name))
+    for name in ("words", "scales", "offsets", "ids"):
+        np.testing.assert_array_equal(
+            getattr(spread._contents, name), getattr(alone._contents, name)
+        )
     with pytest.raises(ValueError, match="client: give vectors as 'FILE"):
         spread.add(vectors, client=client)
 

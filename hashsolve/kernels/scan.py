@@ -86,3 +86,22 @@ def scan(words, scales, offsets, ids, planes, totals, units, block, best, best_i
                 if score >= floor and _worse(scores[0], numbers[0], score, ids[t]):
                     _replace_worst(scores, numbers, score, ids[t])
                     floor = scores[0]
+
+
+@njit(cache=True, nogil=True)
+def scan_lists(
+    words, scales, offsets, ids, ends, ranked, probes, planes, totals, units, block, best, best_ids
+):
+    """`scan` of the lists that each query probes: the first `probes[i]` of `ranked[i]`.
+
+    List l stands from ``ends[l]`` to ``ends[l + 1]``.
+    """
+    for i in range(planes.shape[0]):
+        one = slice(i, i + 1)
+        for place in range(probes[i]):
+            number = ranked[i, place]
+            rows = slice(ends[number], ends[number + 1])
+            scan(
+                words[rows], scales[rows], offsets[rows], ids[rows], planes[one], totals[one],
+                units[one], block, best[one], best_ids[one],
+            )  # fmt: skip

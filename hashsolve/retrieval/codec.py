@@ -16,12 +16,11 @@ from functools import cached_property
 
 import numpy as np
 
-from hashsolve.kernels.encode import encode
+from hashsolve.kernels.encode import LIMIT, encode
 from hashsolve.kernels.rows import add_rows
 from hashsolve.threads import product, spread
 
-_PIECE = 128  # vectors that one thread encodes at a time
-SWEEPS = 30
+_PIECE = 64  # vectors that one thread encodes at a time
 TENURE = 7
 
 
@@ -46,7 +45,7 @@ class Codec:
     unbiased : bool
         α = ‖x‖² / x·Db, as in RaBitQ, instead of the least-squares scale.
     moves : int
-        Tabu moves a vector.
+        Flips of the walk of a vector.
     """
 
     mean: np.ndarray
@@ -57,7 +56,6 @@ class Codec:
     pull: float = 0.0
     unbiased: bool = False
     moves: int = 0
-    seed: int = 0
 
     @property
     def length(self) -> int:
@@ -65,13 +63,15 @@ class Codec:
         return self.decoder.shape[1]
 
     @cached_property
-    def _sums(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """H and ΣD in units where the largest diagonal entry of H is 1, and that unit."""
+    def _sums(self) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, float]:
+        """H and ΣD in units where the largest diagonal entry of H is 1, and that unit; H in whole
+        numbers, and what 1 in H is there."""
         target = self.decoder if self.weight is None else product(self.weight, self.decoder)
         gram = product(np.ascontiguousarray(self.decoder.T), target)
         unit = np.sqrt(np.diagonal(gram).max())
-        gram = (gram + gram.T) / 2 / unit**2
-        return np.ascontiguousarray(gram), np.ascontiguousarray(target / unit), float(unit)
+        gram = np.ascontiguousarray((gram + gram.T) / 2 / unit**2)
+        whole, one = whole_numbers(gram)
+        return gram, np.ascontiguousarray(target / unit), float(unit), whole, one
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Codes int8 (n, L), scales (n,) and offsets (n,) of vectors (n, S)."""
@@ -86,17 +86,15 @@ class Codec:
         return np.concatenate(codes), np.concatenate(measures)
 
     def _measure(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        gram, target, unit = self._sums
+        gram, target, unit, whole, one = self._sums
         x = vectors - self.mean
         squares = (x * x).sum(axis=1)
         length = np.sqrt(squares)
         cross = rows_times(x / np.where(length > 0, length, 1.0)[:, None], target)
         codes = np.empty(cross.shape, np.int8)
         p, q = np.empty((2, len(x)))
-        encode(
-            gram, cross, self.start_scale * unit, SWEEPS, self.moves, self.length, TENURE,
-            self.seed, codes, p, q,
-        )  # fmt: skip
+        start = self.start_scale * unit
+        encode(gram, whole, one, cross, start, self.moves, TENURE, codes, p, q)
         scales = np.divide(p, q, out=np.zeros_like(p), where=q > 0) * length / unit
         if self.weight is None:
             along = p * length * unit
@@ -126,6 +124,12 @@ class Codec:
     def transform(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Dᵀq (Q, L), and q·μ (Q,): of each query by itself, however many there are."""
         return rows_times(queries, self.decoder), (queries * self.mean).sum(axis=1)
+
+
+def whole_numbers(gram: np.ndarray) -> tuple[np.ndarray, float]:
+    """H as `encode` walks on it, and what 1 in it is there."""
+    unit = LIMIT / np.abs(gram).sum(axis=1).max()
+    return np.rint(gram * unit).astype(np.int32), float(unit)
 
 
 def rows_times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:

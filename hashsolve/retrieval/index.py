@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -13,24 +10,25 @@ import numpy as np
 
 from hashsolve import checks
 from hashsolve.control import EFFORTS
-from hashsolve.readers import open_array
 from hashsolve.retrieval import rerank, storage
 from hashsolve.retrieval.codec import Codec
-from hashsolve.retrieval.search import NONE, best, cut, pack_codes, unpack_codes
-from hashsolve.retrieval.training import Report, fit_codec
+from hashsolve.retrieval.contents import Contents
+from hashsolve.retrieval.encoder import Encoder, checked, opened
+from hashsolve.retrieval.partition import Partition
+from hashsolve.retrieval.search import best, cut, probing, unpack_codes
+from hashsolve.retrieval.training import FEW, Report, fit_codec
 
 METRICS = ("ip", "cosine", "l2")
-ROTATIONS = ("auto", "random", "learned")
-MOVES = (0, 100, 1000)
-"""Tabu moves a vector, by effort."""
-_BLOCK = 4096  # vectors that are read at a time
+ROTATIONS = ("auto", "random", "itq", "learned")
+MOVES = (FEW, 200, 1000)
+"""Flips of the walk of a vector, by effort."""
 _SAMPLE = 40_000  # vectors, and queries, that `fit` looks at
 _QUERIES = 1024  # queries that are cut into planes at a time
-_LARGEST = 1e15  # of a coordinate: squares of more leave the range of float32
+_PROBES = 8  # a search visits every eighth list, unless told
 
 
 class InnerProductIndex:
-    """Vectors at one to four bits a dimension, a scale and an offset, searched exhaustively.
+    """Vectors at one to four bits a dimension, a scale and an offset, to be searched.
 
     A database vector is a column of W, the queries are the inputs X, and codes are to preserve
     inner products for the queries that will come: min ‖XᵀW − XᵀBA‖² (BWNH, AAAI 2018, section 3).
@@ -43,14 +41,17 @@ class InnerProductIndex:
     bits : int
         1 to 4 bits a dimension: as many binary bases (``bases`` of `hashsolve.Problem`), whose
         common map is learned.
-    rotation : {"auto", "random", "learned"}
-        A random rotation, as RaBitQ takes; a linear map that is learned from the vectors; or
-        whichever does better on held-out queries.
+    rotation : {"auto", "random", "itq", "learned"}
+        A random rotation, as RaBitQ takes; one that is learned from the vectors, as by ITQ; any
+        linear map, learned from them; or whichever does best on held-out queries.
     shrinkage : float, optional
         Of the queries' covariance towards the identity, 0 < shrinkage <= 1; 1 leaves the
         queries out of account. By default chosen on held-out queries.
     effort : {"fast", "default", "thorough"}
-        0, 100 or 1,000 tabu moves for each vector, after one-flip descent.
+        50, 200 or 1,000 flips of a tabu walk for each vector, before one-flip descent.
+    lists : int, optional
+        Vectors are kept in as many lists, each about a centroid that k-means finds, and a search
+        visits a few of them. By default it visits every vector. Needs scikit-learn.
     seed : int
         One seed gives bit-identical codes, for any number of threads and however vectors are
         cut into calls of `add`.
@@ -86,6 +87,7 @@ class InnerProductIndex:
         shrinkage: float | None = None,
         effort: str = "default",
         seed: int = 0,
+        lists: int | None = None,
     ):
         self.metric = checks.choice(metric, "metric", METRICS)
         self.bits = checks.whole(bits, "bits", 1, 4)
@@ -95,8 +97,10 @@ class InnerProductIndex:
         self.shrinkage = shrinkage
         self.effort = checks.choice(effort, "effort", EFFORTS)
         self.seed = checks.whole(seed, "seed", 0)
+        self.lists = None if lists is None else checks.whole(lists, "lists", 1, 2**31)
         self.report = None
-        self._codec: Codec | None = None
+        self._fitted: Encoder | None = None
+        self._contents = Contents.empty(0, 1)
 
     # -- fitting ----------------------------------------------------------------------------
 
@@ -120,7 +124,9 @@ class InnerProductIndex:
         Raises
         ------
         ValueError
-            Values that are not finite, or shapes that do not agree.
+            Values that are not finite, shapes that do not agree, fewer vectors than lists.
+        ImportError
+            With ``lists``, where scikit-learn is not installed.
         """
         sample = self._sample(vectors, "vectors")
         asked = None if queries is None else self._sample(queries, "queries")
@@ -128,10 +134,11 @@ class InnerProductIndex:
             raise ValueError(
                 f"queries: {asked.shape[1]} dimensions, but vectors have {sample.shape[1]}"
             )
+        if self.lists is not None and len(sample) < self.lists:
+            raise ValueError(f"lists: {self.lists} of them for a sample of {len(sample)} vectors")
         centre = sample.mean(axis=0) if self.metric == "l2" else np.zeros(sample.shape[1])
-        self._centre = centre
         moves = MOVES[EFFORTS.index(self.effort)]
-        self._codec, self.report = fit_codec(
+        codec, self.report = fit_codec(
             sample - centre,
             None if asked is None else asked - centre,
             self.bits,
@@ -141,32 +148,23 @@ class InnerProductIndex:
             self.seed,
             self.metric == "l2",
         )
-        self._clear()
+        partition = None
+        if self.lists is not None:
+            partition = Partition.fit(sample - centre, self.lists, self.seed)
+        self._fitted = Encoder(self.metric, centre, codec, partition)
+        self._contents = Contents.empty(-(-codec.length // 64), self.lists or 1)
         return self
 
     def _sample(self, source: Any, name: str) -> np.ndarray:
-        with _opened(source, name) as data:
+        with opened(source, name) as data:
             step = -(-len(data) // _SAMPLE)
-            return self._checked(data[::step], name)
+            return checked(data[::step], name, self.metric)
 
-    def _checked(self, values: Any, name: str) -> np.ndarray:
-        """Finite float64 rows, of unit length for cosine."""
-        rows = checks.matrix(values, name)
-        if self._codec is not None and name != "sample" and rows.shape[1] != self.dimensions:
-            raise ValueError(f"{name}: {rows.shape[1]} dimensions; expected {self.dimensions}")
-        if np.abs(rows).max() > _LARGEST:
-            raise ValueError(f"{name}: values above {_LARGEST:g}; divide all by their size")
-        if self.metric == "cosine":
-            length = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
-            rows = rows / np.where(length > 0, length, 1.0)
-        return np.ascontiguousarray(rows)
-
-    def _clear(self) -> None:
-        words = -(-self.codec.length // 64)
-        self._words = np.empty((0, words), np.uint64)
-        self._scales, self._offsets = np.empty((2, 0), np.float32)
-        self._ids = np.empty(0, np.int64)
-        self._next = 0
+    @property
+    def _encoder(self) -> Encoder:
+        if self._fitted is None:
+            raise ValueError("index: not fitted; call fit(vectors) first, with a sample of them")
+        return self._fitted
 
     @property
     def codec(self) -> Codec:
@@ -177,9 +175,7 @@ class InnerProductIndex:
         ValueError
             Before `fit`.
         """
-        if self._codec is None:
-            raise ValueError("index: not fitted; call fit(vectors) first, with a sample of them")
-        return self._codec
+        return self._encoder.codec
 
     @property
     def dimensions(self) -> int:
@@ -219,59 +215,13 @@ class InnerProductIndex:
             Not fitted, values that are not finite, another number of dimensions, an id that is
             taken; with a client, vectors that are no file.
         """
-        _ = self.codec  # an error, where there is none
+        encoder = self._encoder
         if client is not None and not isinstance(vectors, (str, PathLike)):
             raise ValueError("client: give vectors as 'FILE.h5:/name', which its workers can open")
-        with _opened(vectors, "vectors") as data:
-            count = len(data)
-            numbers = self._new_ids(ids, count)
-            words = np.empty((count, self._words.shape[1]), np.uint64)
-            scales, offsets = np.empty((2, count), np.float32)
-            blocks = [slice(i, min(i + _BLOCK, count)) for i in range(0, count, _BLOCK)]
-            if client is None:
-                encoded: Iterator[Any] = (self._encoded(data[rows]) for rows in blocks)
-            else:
-                encoded = self._encoded_by(client, str(vectors), blocks)
-            for rows, (codes, scales[rows], offsets[rows]) in zip(blocks, encoded, strict=True):
-                words[rows] = codes
-                if progress is not None:
-                    progress(rows.stop, count)
-        self._words = np.concatenate([self._words, words])
-        self._scales = np.concatenate([self._scales, scales])
-        self._offsets = np.concatenate([self._offsets, offsets])
-        self._ids = np.concatenate([self._ids, numbers])
-        self._next = max(self._next, int(numbers.max()) + 1)
-        return numbers
-
-    def _encoded(self, vectors: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Packed codes, scales and offsets of a block."""
-        block = self._checked(vectors, "vectors") - self._centre
-        codes, scales, offsets = self.codec.encode(block)
-        if self.metric == "l2":
-            offsets = offsets - (block * block).sum(axis=1) / 2
-        return pack_codes(codes), scales, offsets
-
-    def _encoded_by(self, client: Any, source: str, blocks: list[slice]) -> Iterator[Any]:
-        """The same of all blocks of a file, in their order, from workers."""
-        from hashsolve.cluster import in_order
-
-        empty = copy.copy(self)
-        empty._clear()
-        place = os.path.abspath(source)
-        return in_order(client, _encode_part, [(empty, place, rows) for rows in blocks])
-
-    def _new_ids(self, ids: Any, count: int) -> np.ndarray:
-        if ids is None:
-            return np.arange(self._next, self._next + count, dtype=np.int64)
-        numbers = _id_array(ids)
-        if len(numbers) != count:
-            raise ValueError(f"ids: {len(numbers)} of them for {count} vectors")
-        if numbers.min() < 0 or numbers.max() == NONE:
-            raise ValueError(f"ids: must be from 0 to {NONE - 1}")
-        every = np.concatenate([self._ids, numbers])
-        values, times = np.unique(every, return_counts=True)
-        if (times > 1).any():
-            raise ValueError(f"ids: {values[times > 1][0]} is taken; each may occur once")
+        with opened(vectors, "vectors") as data:
+            numbers = self._contents.new_ids(ids, len(data))
+        rows = encoder.every_row(vectors, progress, client)
+        self._contents = self._contents.with_rows(ids=numbers, **rows)
         return numbers
 
     def remove(self, ids: Any) -> None:
@@ -286,20 +236,7 @@ class InnerProductIndex:
         ValueError
             An id that is not in the index; nothing is removed then.
         """
-        kept = np.ones(len(self), np.bool_)
-        kept[self._places(ids)] = False
-        for name in ("_words", "_scales", "_offsets", "_ids"):
-            setattr(self, name, getattr(self, name)[kept])
-
-    def _places(self, ids: Any) -> np.ndarray:
-        wanted = _id_array(ids)
-        order = np.argsort(self._ids, kind="stable")
-        at = np.searchsorted(self._ids[order], wanted)
-        known = at < len(order)
-        known[known] = self._ids[order[at[known]]] == wanted[known]
-        if not known.all():
-            raise ValueError(f"ids: {wanted[~known][0]} is not in the index")
-        return order[at]
+        self._contents = self._contents.without(ids)
 
     def reconstruct(self, ids: Any) -> np.ndarray:
         """The vectors that codes and scales stand for, float64 (n, S); unit vectors for cosine.
@@ -316,9 +253,10 @@ class InnerProductIndex:
         ValueError
             An id that is not in the index.
         """
-        at = self._places(ids)
-        codes = unpack_codes(self._words[at], self.codec.length)
-        return self.codec.decode(codes, self._scales[at].astype(float)) + self._centre
+        held = self._contents
+        at = held.places(ids)
+        codes = unpack_codes(held.words[at], self.codec.length)
+        return self.codec.decode(codes, held.scales[at].astype(float)) + self._encoder.centre
 
     def offsets(self, ids: Any) -> np.ndarray:
         """What is added to the inner product of each vector with any query, float64 (n,).
@@ -330,15 +268,15 @@ class InnerProductIndex:
         ----------
         ids : int array (n,)
         """
-        return self._offsets[self._places(ids)].astype(float)
+        return self._contents.offsets[self._contents.places(ids)].astype(float)
 
     def __len__(self) -> int:
-        return 0 if self._codec is None else len(self._ids)
+        return len(self._contents)
 
     @property
     def ids(self) -> np.ndarray:
-        """The ids, int64 (n,), in the order of adding."""
-        return self._ids.copy()
+        """The ids, int64 (n,), in the order of adding, list by list."""
+        return self._contents.ids.copy()
 
     @property
     def bytes_per_vector(self) -> int:
@@ -346,13 +284,18 @@ class InnerProductIndex:
         return 8 * (-(-self.codec.length // 64)) + 8
 
     def __repr__(self) -> str:
-        state = "not fitted" if self._codec is None else f"{len(self)} vectors"
+        state = "not fitted" if self._fitted is None else f"{len(self)} vectors"
         return f"InnerProductIndex(metric={self.metric!r}, bits={self.bits}, {state})"
 
     # -- search -----------------------------------------------------------------------------
 
     def search(
-        self, queries: Any, k: int = 10, vectors: Any = None, candidates: int | None = None
+        self,
+        queries: Any,
+        k: int = 10,
+        vectors: Any = None,
+        candidates: int | None = None,
+        probes: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best of each query, best first, equal ones by id.
 
@@ -365,6 +308,10 @@ class InnerProductIndex:
             Full vectors, the one of id i in row i, to rank anew by.
         candidates : int, optional
             How many are ranked anew; 10 k by default.
+        probes : int, optional
+            Of an index with lists, how many a query visits; an eighth of them by default. More
+            are visited until they hold as many vectors as are wanted. All of them find what a
+            search without lists finds.
 
         Returns
         -------
@@ -376,14 +323,16 @@ class InnerProductIndex:
         Raises
         ------
         ValueError
-            Not fitted, empty, queries that are not finite or of other dimensions.
+            Not fitted, empty, queries that are not finite or of other dimensions, probes of an
+            index without lists.
         """
-        codec = self.codec
+        encoder, held = self._encoder, self._contents
         if not len(self):
             raise ValueError("index: empty; add(vectors) first")
         single = np.ndim(queries) == 1
-        asked = self._checked(np.atleast_2d(queries), "queries") - self._centre
+        asked = encoder.centred(np.atleast_2d(queries), "queries")
         k = min(checks.whole(k, "k", 1), len(self))
+        probes = self._probes(probes)
         if candidates is not None and vectors is None:
             raise ValueError("candidates: needs vectors to rank anew by")
         first = k
@@ -393,19 +342,30 @@ class InnerProductIndex:
         ids = np.empty((len(asked), first), np.int64)
         for start in range(0, len(asked), _QUERIES):
             rows = slice(start, start + _QUERIES)
-            shadows, shift = codec.transform(asked[rows])
-            planes = cut(shadows, self._words.shape[1])
-            found, ids[rows] = best(
-                self._words, self._scales, self._offsets, self._ids, planes, first
-            )
+            shadows, shift = encoder.codec.transform(asked[rows])
+            visits = None
+            if encoder.partition is not None and self.lists and probes < self.lists:
+                ranked = encoder.partition.rank(asked[rows], self.metric == "l2")
+                visits = probing(ranked, held.counts, probes, first)
+            planes = cut(shadows, held.words.shape[1])
+            found, ids[rows] = best(held, planes, first, visits)
             total = found + shift[:, None]
             if self.metric == "l2":
                 total = (asked[rows] ** 2).sum(axis=1, keepdims=True) - 2 * total
             scores[rows] = total
         if vectors is not None:
-            with _opened(vectors, "vectors") as data:
-                scores, ids = rerank.rank(asked + self._centre, ids, data, k, self.metric)
+            with opened(vectors, "vectors") as data:
+                scores, ids = rerank.rank(asked + encoder.centre, ids, data, k, self.metric)
         return (scores[0], ids[0]) if single else (scores, ids)
+
+    def _probes(self, probes: int | None) -> int:
+        if self.lists is None:
+            if probes is not None:
+                raise ValueError("probes: an index without lists; give lists when it is made")
+            return 1
+        if probes is None:
+            return -(-self.lists // _PROBES)
+        return checks.whole(probes, "probes", 1, self.lists)
 
     # -- files ------------------------------------------------------------------------------
 
@@ -432,25 +392,3 @@ class InnerProductIndex:
             Where the file is damaged, or is no index; it names the file.
         """
         return storage.load(cls, path)
-
-
-def _encode_part(index: InnerProductIndex, source: str, rows: slice) -> Any:
-    with _opened(source, "vectors") as data:
-        return index._encoded(data[rows])
-
-
-@contextmanager
-def _opened(source: Any, name: str) -> Iterator[Any]:
-    """A matrix that is read slice by slice."""
-    if isinstance(source, (str, PathLike)):
-        with open_array(str(source)) as data:
-            yield checks.array(data, name, 2)
-    else:
-        yield checks.array(source, name, 2)
-
-
-def _id_array(ids: Any) -> np.ndarray:
-    numbers = checks.array(np.atleast_1d(ids), "ids", 1)
-    if numbers.dtype.kind not in "iu" or (numbers.dtype.kind == "u" and numbers.max() > NONE):
-        raise ValueError(f"ids: must be whole numbers (int64), got {numbers.dtype}")
-    return np.asarray(numbers, dtype=np.int64)

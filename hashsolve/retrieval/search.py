@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hashsolve.kernels.scan import scan
+from hashsolve.kernels.scan import scan, scan_lists
 from hashsolve.threads import cores, spread
+
+if TYPE_CHECKING:
+    from hashsolve.retrieval.contents import Contents
 
 LEVELS = 127
 """A query's coordinates are whole multiples of its largest / LEVELS."""
@@ -59,34 +62,46 @@ def unpack_codes(words: np.ndarray, length: int) -> np.ndarray:
     return 2 * bits - 1
 
 
+class Probes(NamedTuple):
+    """Lists in the order in which queries visit them (Q, lists), and how many each visits (Q,)."""
+
+    ranked: np.ndarray
+    number: np.ndarray
+
+
+def probing(ranked: np.ndarray, counts: np.ndarray, probes: int, k: int) -> Probes:
+    """The first `probes` lists of each query, and more where these hold fewer than k vectors."""
+    seen = np.cumsum(counts[ranked], axis=1)
+    return Probes(ranked, np.maximum(probes, (seen < k).sum(axis=1) + 1))
+
+
 def best(
-    words: np.ndarray,
-    scales: np.ndarray,
-    offsets: np.ndarray,
-    ids: np.ndarray,
-    queries: Planes,
-    k: int,
+    contents: Contents, queries: Planes, k: int, probes: Probes | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores float32 (Q, k) and ids (Q, k) of the best, equal scores by id.
 
-    Queries are cut over the cores or, where they are few, the vectors are: as no two entries are
-    equal in score and id, the best k do not depend on it.
+    Queries are cut over the cores or, where they are few and all vectors are scanned, the vectors
+    are: as no two entries are equal in score and id, the best k do not depend on it.
     """
-    count, asked = len(words), len(queries.planes)
+    count, asked = len(contents), len(queries.planes)
     parts = 1 if count * asked < _WORK else cores()
-    by_query = asked >= 4 * parts
+    by_query = asked >= 4 * parts or probes is not None
     slices = (_slices(asked, 1 if not by_query else 4 * parts), _slices(count, parts))
     jobs = list(itertools.product(slices[0], slices[1] if not by_query else [slice(None)]))
+    rows = contents.words, contents.scales, contents.offsets, contents.ids
+    ends = np.concatenate([[0], np.cumsum(contents.counts)])
 
     def job(part: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
         which, among = part
         planes, totals, units, _ = (field[which] for field in queries)
         found = np.full((len(planes), k), -np.inf, np.float32)
         numbers = np.full((len(planes), k), NONE, np.int64)
-        scan(
-            words[among], scales[among], offsets[among], ids[among], planes, totals, units,
-            _BLOCK, found, numbers,
-        )  # fmt: skip
+        ask = planes, totals, units, _BLOCK, found, numbers
+        kernel: Any = scan if probes is None else scan_lists
+        if probes is None:
+            kernel(*(values[among] for values in rows), *ask)
+        else:
+            kernel(*rows, ends, *(field[which] for field in probes), *ask)
         return found, numbers
 
     done = spread(job, jobs)

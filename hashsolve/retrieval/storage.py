@@ -11,26 +11,32 @@ import numpy as np
 
 from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
 from hashsolve.retrieval.codec import Codec
+from hashsolve.retrieval.contents import ROWS, Contents
+from hashsolve.retrieval.encoder import Encoder
+from hashsolve.retrieval.partition import Partition
 from hashsolve.retrieval.training import Candidate, Report
 
 if TYPE_CHECKING:
     from hashsolve.retrieval.index import InnerProductIndex
 
-_KIND = "hashsolve index 1"
-_OPTIONS = ("metric", "bits", "rotation", "effort", "seed")
+_KIND = "hashsolve index 2"
+_OPTIONS = ("metric", "bits", "rotation", "shrinkage", "effort", "seed", "lists")
 _MAPS = ("mean", "query_mean", "decoder", "weight")
-_NUMBERS = ("start_scale", "pull", "unbiased", "moves", "seed")
-_ROWS = {"words": np.uint64, "scales": np.float32, "offsets": np.float32, "ids": np.int64}
+_NUMBERS = ("start_scale", "pull", "unbiased", "moves")
+_ARRAYS = {**ROWS, "counts": np.int64, "centre": np.float64, "centroids": np.float64}
 
 
 def save(index: InnerProductIndex, path: str | PathLike) -> None:
     """Write an index."""
-    codec = index.codec
+    fitted, held = index._encoder, index._contents
+    codec, partition = fitted.codec, fitted.partition
     arrays = {f"codec/{name}": getattr(codec, name) for name in _MAPS}
-    arrays |= {name: getattr(index, f"_{name}") for name in (*_ROWS, "centre")}
+    arrays |= {name: getattr(held, name) for name in (*ROWS, "counts")}
+    arrays |= {"centre": fitted.centre}
+    arrays |= {"centroids": None if partition is None else partition.centroids}
     numbers = {name: getattr(codec, name) for name in _NUMBERS}
     options = {name: getattr(index, name) for name in _OPTIONS}
-    options |= {"shrinkage": index.shrinkage, "next": index._next, "codec": numbers}
+    options |= {"next": held.next, "codec": numbers}
     about = json.dumps(options)
     report = json.dumps(_as_json(index.report))
     with write_h5(path) as file:
@@ -45,10 +51,14 @@ def save(index: InnerProductIndex, path: str | PathLike) -> None:
 def load(cls: type[InnerProductIndex], path: str | PathLike) -> InnerProductIndex:
     """Read an index; a ValueError names the file where it is none."""
     with open_h5(path) as file:
-        if "kind" not in file.attrs or attribute(file, "kind") != _KIND:
-            raise ValueError(f"{path}: not an index that hashsolve saved")
+        kind = attribute(file, "kind") if "kind" in file.attrs else None
+        if kind != _KIND:
+            what = "not an index that hashsolve saved"
+            if str(kind).startswith(_KIND.rstrip("0123456789")):
+                what = f"of another version ({kind}; this one reads {_KIND}); fit and add anew"
+            raise ValueError(f"{path}: {what}")
         texts = [attribute(file, name) for name in ("options", "report")]
-        names = [f"codec/{name}" for name in _MAPS] + [*_ROWS, "centre"]
+        names = [f"codec/{name}" for name in _MAPS] + [*_ARRAYS]
         arrays = {name: _read(file, name) for name in names}
         if attribute(file, "sha256") != digest(_KIND, *texts, arrays):
             raise ValueError(f"{path}: damaged: its contents do not match its SHA-256")
@@ -78,13 +88,15 @@ def _fill(
     """Check what belongs together; whoever wrote the file may have written anything."""
     maps = {name: arrays[f"codec/{name}"] for name in _MAPS}
     size, length = maps["decoder"].shape
-    rows = len(arrays["ids"])
+    rows, lists = len(arrays["ids"]), index.lists or 1
     wanted = {
         "codec/mean": (size,),
         "codec/query_mean": (size,),
         "codec/decoder": (size, size * index.bits),
         "codec/weight": (size, size),
         "centre": (size,),
+        "centroids": (lists, size),
+        "counts": (lists,),
         "words": (rows, -(-length // 64)),
         "scales": (rows,),
         "offsets": (rows,),
@@ -92,9 +104,11 @@ def _fill(
     }
     for name, shape in wanted.items():
         values = arrays[name]
-        if values is None and name == "codec/weight":
+        if values is None and (
+            name == "codec/weight" or (name, index.lists) == ("centroids", None)
+        ):
             continue
-        kind = _ROWS.get(name, np.float64)
+        kind = _ARRAYS.get(name, np.float64)
         if values is None or values.shape != shape or values.dtype != kind:
             raise ValueError(f"{name}: must be {np.dtype(kind)} of shape {shape}")
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -102,16 +116,19 @@ def _fill(
     ids = arrays["ids"]
     if rows and (ids.min() < 0 or ids.max() >= count or len(np.unique(ids)) < rows):
         raise ValueError("ids: each may occur once, from 0 on")
+    counts = arrays["counts"]
+    if counts.min() < 0 or counts.max() > rows or counts.sum() != rows:
+        raise ValueError("counts: must be those of all vectors")
     spare = 64 * arrays["words"].shape[1] - length
     if rows and spare and (arrays["words"][:, -1] >> np.uint64(64 - spare)).any():
         raise ValueError("words: bits beyond the last")
     if sorted(numbers) != sorted(_NUMBERS):
         raise ValueError("codec: other numbers than it has")
-    index._codec = Codec(**maps, **numbers)
-    index._centre = arrays["centre"]
-    index._next = int(count)
-    for name in _ROWS:
-        setattr(index, f"_{name}", arrays[name])
+    partition = None if index.lists is None else Partition(arrays["centroids"])
+    index._fitted = Encoder(index.metric, arrays["centre"], Codec(**maps, **numbers), partition)
+    index._contents = Contents(
+        **{name: arrays[name] for name in (*ROWS, "counts")}, next=int(count)
+    )
 
 
 def _as_json(report: Report | None) -> Any:

@@ -1,8 +1,8 @@
 """Fitting a codec: a map learned from vectors, the queries' covariance, a choice on held-out data.
 
-The learned map alternates as ITQ (Gong & Lazebnik, CVPR 2011) does: codes for the map, then the map
-that is best for the codes, here any linear map and not only a rotation: min ‖X − D B A‖², a
-least-squares problem. Codes come from the solver, so that D need not be orthogonal.
+Learned maps alternate between codes for the map and the map that is best for the codes,
+min ‖X − D B A‖². That of ITQ (Gong & Lazebnik, CVPR 2011) is a rotation, by Procrustes. The other
+is any linear map, by least squares: as codes come from the solver, it need not be orthogonal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy import linalg
 
 from hashsolve.retrieval.codec import Codec
 from hashsolve.retrieval.search import cut
-from hashsolve.threads import product
+from hashsolve.threads import one_blas_thread, product
 
 K = 10
 """Recall@K is what the choice goes by."""
@@ -25,7 +25,8 @@ DATABASE = 8192
 QUERIES = 1000
 """Held-out queries, at most."""
 ROUNDS = (12, 6)
-"""Alternations without, and then with, tabu moves."""
+"""Alternations with at most `FEW` flips a vector, and then with all."""
+FEW = 50
 RIDGE = 1e-3
 """Of the least-squares map, relative to the mean square of a bit times its scale."""
 SHRINKAGES = (1.0, 0.5)
@@ -114,7 +115,7 @@ def fit_codec(
         A sample of the database.
     queries : array (m, S), optional
         A sample of the queries; without them, some of the vectors stand for queries.
-    rotation : {"auto", "random", "learned"}
+    rotation : {"auto", "random", "itq", "learned"}
     shrinkage : float, optional
         Of the queries' covariance towards the identity; None tries several.
     distance : bool
@@ -139,25 +140,27 @@ def fit_codec(
         query_mean=known.mean(axis=0),
         decoder=_bases(sample.shape[1], bits, rng),
         moves=moves,
-        seed=seed,
     )
     base = replace(base, start_scale=_start_scale(base, sample[:500]))
     # for one basis that is a rotation the signs are optimal: there is nothing to search
     plain = replace(base, moves=0) if bits == 1 else base
     candidates: list[tuple[Candidate, Codec]] = []
-    kinds = ("random", "learned") if rotation == "auto" else (rotation,)
+    kinds = ("random", "itq", "learned") if rotation == "auto" else (rotation,)
     if not choosing:
         kind = "random" if rotation == "auto" else rotation
-        random = kind == "random"
-        codec = replace(plain, unbiased=True) if random else _learn(base, sample)
-        rule = "unbiased" if random else "least-squares"
+        codec = _learn(base, sample) if kind == "learned" else replace(plain, unbiased=True)
+        if kind == "itq":
+            codec = _rotate(codec, sample)
+        rule = "unbiased" if codec.unbiased else "least-squares"
         only = Candidate(kind, 1.0, rule, 0.0, float("nan"))
         note = f"fewer than {LEAST} vectors or queries to hold out: nothing was compared"
         return codec, Report(only, (only,), len(sample), len(known), 0, 0, note)
     truth = _truth(database, held, distance)
     for kind in kinds:
-        if kind == "random":
-            tried: list[tuple[float, Codec]] = [(1.0, plain)]
+        if kind != "learned":
+            tried: list[tuple[float, Codec]] = [
+                (1.0, plain if kind == "random" else _rotate(plain, sample))
+            ]
         else:
             wanted = SHRINKAGES if shrinkage is None else (shrinkage,)
             tried = [(s, _learn(replace(base, weight=_weight(known, s)), sample)) for s in wanted]
@@ -177,6 +180,8 @@ def fit_codec(
             )
         elif best.rotation == "random":
             note = "fell back to a random rotation: no learned map was better on held-out queries"
+        elif best.rotation == "itq":
+            note = "ITQ's rotation: no other map was better on held-out queries"
         elif best.shrinkage == 1 and shrinkage is None:
             note = "a learned map; the queries' covariance was no help on held-out queries"
     every = tuple(candidate for candidate, _ in candidates)
@@ -186,7 +191,11 @@ def fit_codec(
 def _bases(size: int, bits: int, rng: np.random.Generator) -> np.ndarray:
     """A random rotation, at half the scale for each further bit: a uniform quantiser's levels."""
     q, r = np.linalg.qr(rng.normal(size=(size, size)))
-    return np.concatenate([q * np.sign(np.diagonal(r)) / 2**m for m in range(bits)], axis=1)
+    return _levels(q * np.sign(np.diagonal(r)), bits)
+
+
+def _levels(rotation: np.ndarray, bits: int) -> np.ndarray:
+    return np.concatenate([rotation / 2**m for m in range(bits)], axis=1)
 
 
 def _start_scale(codec: Codec, sample: np.ndarray) -> float:
@@ -214,25 +223,38 @@ def _weight(queries: np.ndarray, shrinkage: float) -> np.ndarray | None:
 
 
 def _learn(codec: Codec, sample: np.ndarray) -> Codec:
-    """Alternate codes and the map that is best for them."""
+    """Alternate codes and the linear map that is best for them."""
     x = sample - codec.mean
     length = np.linalg.norm(x, axis=1)
     if not length.any():
         return codec
     moves = codec.moves
-    for turn in range(sum(ROUNDS)):
-        trial = replace(codec, moves=moves if turn >= ROUNDS[0] else 0)
+    for turn in range(sum(ROUNDS) if moves > FEW else ROUNDS[0]):
+        trial = replace(codec, moves=moves if turn >= ROUNDS[0] else min(moves, FEW))
         codes, scales, _ = trial.encode(sample)
         u = codes * scales[:, None]
         gram = product(np.ascontiguousarray(u.T), u)
         # bits that are constant or redundant leave it singular
         gram[np.diag_indices_from(gram)] += RIDGE * np.trace(gram) / len(gram)
         cross = product(np.ascontiguousarray(u.T), x)
-        decoder = linalg.solve(gram, cross, assume_a="pos").T
+        with one_blas_thread():
+            decoder = linalg.solve(gram, cross, assume_a="pos").T
         start = float(scales.sum() / length.sum())
         codec = replace(codec, decoder=np.ascontiguousarray(decoder), start_scale=start)
-        if not moves and turn == ROUNDS[0]:
-            break
+    return codec
+
+
+def _rotate(codec: Codec, sample: np.ndarray) -> Codec:
+    """Alternate codes and the rotation that is best for them, as ITQ does."""
+    x = sample - codec.mean
+    size = x.shape[1]
+    bits = codec.length // size
+    for _ in range(sum(ROUNDS)):
+        codes, scales, _ = replace(codec, unbiased=False).encode(sample)
+        u = sum(codes[:, m * size : (m + 1) * size] / 2**m for m in range(bits)) * scales[:, None]
+        with one_blas_thread():
+            left, _, right = linalg.svd(product(np.ascontiguousarray(x.T), u))
+        codec = replace(codec, decoder=_levels(left @ right, bits))
     return codec
 
 

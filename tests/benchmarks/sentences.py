@@ -141,8 +141,11 @@ def main() -> None:
     parser.add_argument("--wheel", required=True)
     parser.add_argument("--cache", required=True)
     parser.add_argument("--count", type=int, default=40_000)
+    parser.add_argument("--longest", type=int, help="characters; of the count, no longer ones")
     options = parser.parse_args()
     texts = harvest(options.count)
+    if options.longest is not None:
+        texts = [text for text in texts if len(text) <= options.longest]
     vectors = embed(texts, options.wheel)
     with write_h5(Path(options.cache) / "sentences.h5") as file:
         file.create_dataset("embeddings", data=vectors, fletcher32=True)
