@@ -194,7 +194,7 @@ def layer_sums(
     shift : data set or array (n, T, *positions) or (n, T), optional
         What is added to the target: for the residual-aware one, what the shortcut lacks.
     precision : {"double", "single"}
-        As in `hashsolve.sums`; convolutions that are summed by lags are always in double.
+        As in ``hashsolve.sums``; convolutions that are summed by lags are always in double.
 
     Returns
     -------

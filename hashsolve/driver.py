@@ -119,7 +119,7 @@ def binarize(
         Storage of the cached activations.
     precision : {"double", "single"}
         Of the products of which sums are made, which are float64: "single" takes about half the
-        time for linear layers and convolutions that are summed by patches (`hashsolve.sums`).
+        time for linear layers and convolutions that are summed by patches (``hashsolve.sums``).
     residual : {"auto", True, False}
         Whether a layer whose output is added to a shortcut also makes up for what the binarised
         shortcut lacks: its target is Y + (shortcut − binarised shortcut), in units of Y. "auto":
