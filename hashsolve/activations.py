@@ -299,7 +299,7 @@ def shard_sums(
         spare: list[dict[int, np.ndarray]] = [{}, {}]  # one is filled while the other is used
         for block, lines in geometry.blocks(shape, block_rows(size, precision)):
             seen = slice(samples.start + block.start, samples.start + block.stop)
-            streams = enumerate((inputs, reference, shift))
+            streams = enumerate(maps)
             yield lines, [None if m is None else _read(m, seen, spare[0], n) for n, m in streams]
             spare.reverse()
 
@@ -345,9 +345,8 @@ def _sum_without_patches(
     ]
     channels, filters = parts[0].channels, matrices[0].shape[1]
     chunk = parts[0].chunk
-    bytes_each = 8 * chunk * math.prod(maps.inputs.shape[1:]) + parts[0].bytes
-    if maps.shift is not None:
-        bytes_each += 8 * chunk * math.prod(maps.shift.shape[1:])
+    streams = [math.prod(stream.shape[1:]) for stream in maps if stream is not None]
+    bytes_each = 8 * chunk * sum(streams) + parts[0].bytes
     step = chunk * max(1, _SLAB_BYTES // bytes_each)
     for start in range(samples.start, samples.stop, step):
         slab = slice(start, min(start + step, samples.stop))

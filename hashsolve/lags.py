@@ -297,8 +297,8 @@ class Plan:
         return prod(others) * (last // 2 + 1)
 
     def spectral_samples(self, channels: int) -> int:
-        """Samples whose spectra are held at a time: a fixed cut."""
-        samples = _SPECTRA // (2 * self._frequencies() * channels)
+        """Samples whose spectra are held at a time: a fixed cut, as maps of all groups are read."""
+        samples = _SPECTRA // (2 * self._frequencies() * channels * self.geometry.groups)
         return samples - samples % 8 if samples > 8 else samples
 
     def _multiplied_rows(self) -> float:

@@ -119,8 +119,9 @@ class Problem:
             What it belongs to, for error messages.
         precision : {"double", "single"}
             "single": rows are rounded to float32, and multiplied in it in blocks of at most 8,192,
-            at up to twice the rate; ``hashsolve.sums`` says how far off that may be. Weighted rows,
-            and blocks with values too large or too small for it, are multiplied in float64.
+            at up to twice the rate; ``hashsolve.sums`` says how far off that may be. Weighted rows
+            (but for targets that ``reference`` gives), and blocks with values too large or too
+            small for it, are multiplied in float64.
         **variant
             ``fixed_scales``, ``scale_group``, ``bases``, ``intercept``, as in `Problem`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -64,7 +64,10 @@ class Encoder:
                 from hashsolve.cluster import in_order
 
                 place = os.path.abspath(source)
-                parts = in_order(client, _rows_of, [(self, place, rows) for rows in blocks])
+                # sent once, without what it has cached, and made anew where a worker is lost
+                bare = replace(self, codec=replace(self.codec))
+                encoder = client.submit(_itself, bare, pure=False)
+                parts = in_order(client, _rows_of, [(encoder, place, rows) for rows in blocks])
             for rows, part in zip(blocks, parts, strict=True):
                 for name, values in part.items():
                     if name not in every:
@@ -74,6 +77,10 @@ class Encoder:
                 if progress is not None:
                     progress(rows.stop, count)
         return every
+
+
+def _itself(encoder: Encoder) -> Encoder:
+    return encoder
 
 
 def _rows_of(encoder: Encoder, source: str, rows: slice) -> dict[str, np.ndarray]:
