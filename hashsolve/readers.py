@@ -83,6 +83,9 @@ def read_problem(
     """
     path, inside = split(source)
     if weights or target or reference:
+        for option, given in (("--weights", weights), ("--target", target)):
+            if given == source:
+                raise ValueError(f"{option}: {given} is X, the inputs; name another array")
         with ExitStack() as stack:
             x, w, y, r = (
                 None if item is None else stack.enter_context(open_array(item))

@@ -567,3 +567,9 @@ def test_inspect_of_a_runs_json(run, here, tmp_path):
 def test_inspect_shows_variants(run, tmp_path):
     hs.Problem(np.eye(4), np.ones((4, 2)), [4.0, 4.0], scale_group=2).save(tmp_path / "p.h5")
     assert "scale_group: 2" in run("inspect", tmp_path / "p.h5")[1]
+
+
+@pytest.mark.parametrize("option", ["--weights", "--target"])
+def test_inputs_are_not_their_own_weights(refused, option):
+    np.save("X.npy", np.ones((3, 50)))
+    assert f"{option}: X.npy is X, the inputs" in refused("solve", "X.npy", option, "X.npy")

@@ -8,7 +8,7 @@ from hashsolve.options import json_option
 from hashsolve.terminal import echo_json, print_table, progress
 
 
-@click.command()
+@click.command(short_help="Measure this installation, mostly in ratios.")
 @click.option("--inputs", default=4608, show_default=True, help="Of the layer that is swept.")
 @click.option("--columns", default=512, show_default=True, help="Of it.")
 @json_option

@@ -8,7 +8,7 @@ from click.shell_completion import get_completion_class
 from hashsolve.options import OneOf
 
 
-@click.command()
+@click.command(short_help="Print a script that makes a shell complete.")
 @click.argument("shell", type=OneOf("bash", "zsh", "fish"))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:

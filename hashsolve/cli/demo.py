@@ -11,7 +11,7 @@ from hashsolve.options import json_option
 from hashsolve.terminal import echo_json, progress
 
 
-@click.command()
+@click.command(short_help="Train a small CNN on digits and binarise it.")
 @click.option("--run-dir", default="hashsolve-demo", show_default=True, help="Its run folders.")
 @click.option("--seed", default=0, show_default=True, help="Of the training.")
 @json_option

@@ -10,7 +10,7 @@ from hashsolve.terminal import echo_json, progress
 CERTIFICATE_FAILED = 1
 
 
-@click.command()
+@click.command(short_help="Check a solution, and what it claims.")
 @problem_options
 @click.argument("solution", type=FILE)
 @named("--require", LEVEL, None, "; default: what its method promises")

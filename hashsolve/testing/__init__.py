@@ -26,6 +26,13 @@ To see it again:
 ...
 """
 
+try:
+    import hypothesis as _  # noqa: F401
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "hashsolve.testing needs Hypothesis: pip install 'hashsolve[testing]'", name="hypothesis"
+    ) from None
+
 from hashsolve.testing.laws import LAWS as LAWS
 from hashsolve.testing.laws import STANDARD as STANDARD
 from hashsolve.testing.laws import LawBroken as LawBroken
