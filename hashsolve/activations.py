@@ -17,7 +17,7 @@ from hashsolve.files import atomic, open_h5, undisturbed
 from hashsolve.geometry import Geometry
 from hashsolve.lags import Plan, plan_of
 from hashsolve.planes import LagSums
-from hashsolve.spectra import SpectralSums
+from hashsolve.spectral_sums import SpectralSums
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import ahead
 
@@ -194,7 +194,7 @@ def layer_sums(
     shift : data set or array (n, T, *positions) or (n, T), optional
         What is added to the target: for the residual-aware one, what the shortcut lacks.
     precision : {"double", "single"}
-        As in ``hashsolve.sums``; convolutions that are summed by lags are always in double.
+        As in ``hashsolve.sums``; convolutions that are summed without patches are always in double.
 
     Returns
     -------

@@ -9,27 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_geometry import convolutions
+from ways import by
 
 import hashsolve as hs
 from hashsolve import activations, lags, planes, threads
 from hashsolve.activations import BINARIZED, FULL, layer_sums, open_activations, write_activations
-from hashsolve.lags import Plan, plan_of
+from hashsolve.lags import plan_of
 
 FIELDS = ("gram", "cross", "energy", "input_sum", "target_sum", "rows", "row_weight")
 CONV = hs.Geometry.conv((3, 3), padding=1)
-
-
-def by(way: str):
-    """Sum by "lags", "spectra" or "patches", whatever is faster."""
-
-    def made(geometry, spatial, *_):
-        if way == "patches":
-            return None
-        plan = Plan(geometry, spatial)
-        plan.spectral = way == "spectra"
-        return plan
-
-    return mock.patch.object(activations, "plan_of", made)
 
 
 def draw_weights(geometry, maps, seed=0):

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy_network import NumpyNetwork, Product, ScaleShift, relu
-from test_lags import by, draw_weights, fields, layers, same
+from test_lags import draw_weights, fields, layers, same
+from ways import by
 
 import hashsolve as hs
 from hashsolve import activations, cluster, lags, planes, threads

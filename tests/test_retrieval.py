@@ -102,7 +102,8 @@ def test_scores_are_those_of_the_reconstructed_vectors(fresh, metric, bits):
     )
     error = np.abs(np.take_along_axis(exact, found, 1) - scores)
     assert (error <= bound + 1e-4).all()
-    assert error.max() < 0.5 * bound.max()  # roundings do not all point one way
+    # roundings do not all point one way: five standard deviations of a sum of so many of them
+    assert error.max() < 5 * bound.max() / np.sqrt(3 * index.codec.length)
     order = np.diff(scores, axis=1)
     assert (order >= 0).all() if metric == "l2" else (order <= 0).all()
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_geometry import convolutions
-from test_lags import CONV, by, draw_weights, same
+from test_lags import CONV, draw_weights, same
+from ways import by
 
 import hashsolve as hs
 from hashsolve import activations, lags, spectra, threads

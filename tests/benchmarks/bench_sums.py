@@ -14,42 +14,31 @@ of processor time (of all threads, which other work on the machine disturbs litt
 from __future__ import annotations
 
 import json
+import sys
 import time
-from unittest import mock
+from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 
 import hashsolve as hs
-from hashsolve import activations
 from hashsolve.activations import FULL, layer_sums, open_activations, write_activations
-from hashsolve.lags import Plan, plan_of
+from hashsolve.lags import plan_of
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import add_gram, product
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from ways import WAYS, by
+
 CONV = hs.Geometry.conv((3, 3), padding=1)
 POSITIONS = 2**15
-WAYS = ("patches", "lags", "spectra")
 
 
 def measure(benchmark, job, *args, flops: float = 0.0):
     """The minimum of a few rounds, after one to warm up."""
     benchmark.extra_info["flops"] = flops
     return benchmark.pedantic(job, args, rounds=7, warmup_rounds=1)
-
-
-def by(way: str):
-    """Sum in this way, whatever is faster."""
-
-    def made(geometry, spatial, *_):
-        if way == "patches":
-            return None
-        plan = Plan(geometry, spatial)
-        plan.spectral = way == "spectra"
-        return plan
-
-    return mock.patch.object(activations, "plan_of", made)
 
 
 def layer(channels: int, side: int, kind: str, positions: int) -> tuple:
