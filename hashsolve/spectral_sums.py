@@ -1,9 +1,9 @@
 """Sums of a convolution of stride 1 from the spectra of its maps (`hashsolve.spectra`).
 
 Spectra give the whole of a lag, over all positions. Of its cells (see `hashsolve.lags`) only the
-thin ones are summed directly: the largest is what is left of the whole. That subtracts, so a channel
-with nearly all of its energy where some tap does not see it is summed as lags are; its exact zeros
-remain exact.
+thin ones are summed directly: the largest is what is left of the whole. That subtracts, so a
+channel with nearly all of its energy where some tap does not see it is summed as lags are; its
+exact zeros remain exact.
 
 Targets that come from other maps need no maps of their own: these maps are more channels, of which
 W makes C and e in the end, Y = XᵀW as for the sums without targets.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import h5py
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from small_network import calibration, network
 
 import hashsolve as hs
 from hashsolve.estimate import estimate
+from hashsolve.plan import make_plan
 
 
 @pytest.mark.parametrize("propagation", ["asym", "symfp", "symqt"])
@@ -76,3 +79,11 @@ def test_batches_of_other_kinds_are_counted(wrap):
 def test_no_batches():
     with pytest.raises(ValueError, match="calibration: it holds no batches"):
         estimate(network(), [])
+
+
+def test_defaults_are_those_of_a_run():
+    """A dry run plans with the defaults of `make_plan`, a run with those of `binarize`."""
+    planned, run = (inspect.signature(f).parameters for f in (make_plan, hs.binarize))
+    assert {name: run[name].default for name in planned} == {
+        name: parameter.default for name, parameter in planned.items()
+    }
