@@ -46,6 +46,7 @@ OPTIONS = [
     click.option("--freeze-batchnorm", is_flag=True),
     click.option("--recalibrate", default=0, help="Images for BatchNorm, after each epoch."),
     click.option("--batch", default=128),
+    click.option("--compile", is_flag=True, help="torch.compile network and teacher: needs g++."),
     click.option("--seed", default=0),
 ]
 
@@ -100,6 +101,9 @@ class Row:
         result = {**row, "full_precision": say(full.eval()), "threads": torch.get_num_threads()}
         if row["start"] != "full":
             model, made = self._start(full, calibration)
+            if row["compile"]:
+                model.compile()
+                full.compile()
             names = ("epochs", "lr", "scale_lr", "other_lr", "warmup", "distillation")
             names += ("temperature", "freeze_batchnorm", "seed")
             tuned = torch_glue.finetune(
