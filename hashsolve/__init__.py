@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hashsolve.network import Layer as Layer
     from hashsolve.network import Network as Network
     from hashsolve.problem import Problem as Problem
+    from hashsolve.refitting import refit as refit
     from hashsolve.retrieval import InnerProductIndex as InnerProductIndex
     from hashsolve.solution import Solution as Solution
     from hashsolve.solution import Status as Status
@@ -34,6 +35,7 @@ _WHERE = {
     "Status": "solution",
     "Sweep": "solution",
     "binarize": "driver",
+    "refit": "refitting",
     "solve": "solver",
     "verify": "certificate",
 }

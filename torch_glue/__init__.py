@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch_glue.network import binarize as binarize
     from torch_glue.parametrize import attach as attach
     from torch_glue.parametrize import detach as detach
+    from torch_glue.refitting import refit as refit
 
 _WHERE = {
     "TorchNetwork": "network",
@@ -25,6 +26,7 @@ _WHERE = {
     "finetune": "fine_tuning",
     "load_packed": "checkpoint",
     "recalibrate_batchnorm": "batchnorm",
+    "refit": "refitting",
     "save_packed": "checkpoint",
 }
 __all__ = list(_WHERE)

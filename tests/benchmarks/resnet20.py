@@ -120,6 +120,7 @@ def agreement(model: nn.Module, full: nn.Module, images: torch.Tensor) -> dict[s
 @click.option("--residual/--no-residual", default=False, help="Make up for the shortcuts' errors.")
 @click.option("--intercept/--no-intercept", default=False, help="A constant a filter too.")
 @click.option("--fixed-scales", type=float, help="Instead of scales that are found.")
+@click.option("--refit", is_flag=True, help="Fit the classifier to what it is given then.")
 @click.option("--recalibrate", is_flag=True, help="Estimate BatchNorm anew afterwards.")
 @click.option("--all-layers", is_flag=True, help="The first convolution and the classifier too.")
 @click.option("--seed", default=0)
@@ -129,6 +130,7 @@ def main(
     images: int,
     residual: bool,
     intercept: bool,
+    refit: bool,
     recalibrate: bool,
     all_layers: bool,
     held_out: bool,
@@ -155,6 +157,8 @@ def main(
             intercept="auto" if intercept else False,
             **options,
         )
+        if refit:
+            torch_glue.refit(model, full, calibration, ["linear"])
         if recalibrate:
             torch_glue.recalibrate_batchnorm(model, calibration.split(256))
         seconds = time.perf_counter() - begun
@@ -163,6 +167,7 @@ def main(
         "calibration_images": images,
         "residual": residual,
         "intercept": intercept,
+        "refit": refit,
         "recalibrate": recalibrate,
         "all_layers": all_layers,
         "mean_relative_error": run.report.summary["mean_relative_error"],

@@ -34,6 +34,7 @@ OPTIONS = [
     click.option("--setting", type=click.Choice(list(SETTINGS)), default="trained"),
     click.option("--propagation", default="asym"),
     click.option("--effort", default="default"),
+    click.option("--residual", is_flag=True, help="Make up for the shortcuts' errors."),
     click.option("--calibration", default=2048, help="Images."),
     click.option("--skip", multiple=True, help="In full precision, instead of first and last."),
     click.option("--epochs", default=10),
@@ -150,11 +151,13 @@ class Row:
             layers = torch_glue.binarize(
                 model,
                 calibration(row["calibration"]),
-                self.folder / "-".join(["run", *parts, digest(skip)[:6]]),
+                self.folder
+                / "-".join(["run", *parts, digest(skip)[:6]] + ["residual"] * row["residual"]),
                 skip=skip,
                 method=row["start"],
                 effort=row["effort"],
                 propagation=row["propagation"],
+                residual="auto" if row["residual"] else False,
                 seed=row["seed"],
             )
             made = {
