@@ -107,6 +107,8 @@ def write_page(
 
 def _shown(folder: Path, against: str | None, say: Callable[..., Any]) -> Shown:
     """Read a run folder; solve its problems by the other method, where there is one."""
+    if not (folder / "report.json").exists():
+        raise ValueError(f"{folder}: {_why_no_run(folder)}")
     try:
         saved = json.loads((folder / "report.json").read_text())
         report = Report(saved["layers"], saved["summary"])
@@ -114,7 +116,7 @@ def _shown(folder: Path, against: str | None, say: Callable[..., Any]) -> Shown:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder}: no finished run: report.json cannot be read ({error}); the command or call "
-            "that began the run finishes it"
+            "that began the run writes it anew"
         ) from None
     places = RunFolder(folder)
     solutions, others = {}, {}
@@ -126,6 +128,18 @@ def _shown(folder: Path, against: str | None, say: Callable[..., Any]) -> Shown:
             say(name, index, len(names), f"solving by {against}")
             others[name] = _error(places.problem_path(name), solutions[name], against)
     return Shown(folder.name or str(folder), report, solutions, others)
+
+
+def _why_no_run(folder: Path) -> str:
+    """What a path without report.json is, and what to do about it."""
+    if not folder.exists():
+        return "no such folder"
+    if not folder.is_dir():
+        return "a file; name a run folder"
+    if (folder / "manifest.json").exists():
+        return "no finished run; the command or call that began it finishes it"
+    inner = sorted(path.parent.name for path in folder.glob("*/report.json"))
+    return f"no run folder; in it are {', '.join(inner)}" if inner else "no run folder"
 
 
 def _error(path: Path, solution: Solution, method: str) -> float:
