@@ -80,7 +80,7 @@ class Certificate:
         if self.unconfirmed:
             lines.append(
                 f"  {len(self.unconfirmed)} columns claim higher bounds than are proven here; a "
-                "search found no codes below them (require='optimal' proves more)"
+                "search found no codes below them (level 'optimal' proves more)"
             )
         lines += [f"  - {violation}" for violation in self.violations[:shown]]
         if len(self.violations) > shown:
@@ -184,6 +184,7 @@ def verify(
         level.append(LEVELS[reached])
         if reached < wanted:
             violations.append(f"column {t}: {why}")
+    unconfirmed = [t for t in unconfirmed if not claimed[t] <= bound[t] + slack[t]]
     return Certificate(
         require=require,
         inputs=problem.inputs,
@@ -306,7 +307,8 @@ def _unusable(problem: Problem, codes: Any, scales: Any) -> list[str]:
         found.append(f"column {t}: code {where} is {value}; {len(bad)} entries are not -1 or +1")
     for place in np.argwhere(~(np.isfinite(scales) & (scales >= 0))):
         value = scales[tuple(place)]
-        found.append(f"column {place[-1]}: scale {value} is not a finite number >= 0")
+        mend = "; negate it and the codes" if -np.inf < value < 0 else ""
+        found.append(f"column {place[-1]}: scale {value:.6g} is not a finite number >= 0{mend}")
     if problem.fixed_scales is not None and not found:
         for column in np.flatnonzero(scales != problem.fixed_scales):
             fixed = problem.fixed_scales[column]

@@ -45,6 +45,8 @@ class Checkpoint:
         made = cls(Path(path), fingerprint)
         if Path(path).exists():
             with open_h5(path) as file:
+                if "problem" not in file.attrs:
+                    raise ValueError(f"{path}: not the checkpoint of a search; name another file")
                 if attribute(file, "problem") != fingerprint:
                     raise ValueError(f"{path}: a checkpoint of another problem; name another file")
                 for name, group in file.items():

@@ -29,7 +29,10 @@ def array(value: Any, name: str, ndim: int | tuple[int, ...]) -> np.ndarray:
     wanted = (ndim,) if isinstance(ndim, int) else ndim
     if len(result.shape) not in wanted:
         dims = " or ".join(map(str, wanted))
-        raise ValueError(f"{name}: expected {dims} dimensions, got shape {tuple(result.shape)}")
+        hint = "; a single column is array[:, None]" if wanted == (2,) and result.ndim == 1 else ""
+        raise ValueError(
+            f"{name}: expected {dims} dimensions, got shape {tuple(result.shape)}{hint}"
+        )
     if 0 in result.shape:
         raise ValueError(f"{name}: empty, shape {tuple(result.shape)}")
     return result
@@ -56,7 +59,8 @@ def whole(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
     except TypeError:
         number = int(value) if isinstance(value, float) and value.is_integer() else None
     if number is None or isinstance(value, bool) or not least <= number <= most:
-        limit = f">= {least}" if most == 2**63 - 1 else f"from {least} to {most}"
+        above = number is not None and number > most
+        limit = f">= {least}" if most == 2**63 - 1 and not above else f"from {least} to {most}"
         raise ValueError(f"{name}: must be a whole number {limit}, got {value!r}")
     return number
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from hashsolve.files import digest
 from hashsolve.layer_run import LayerResult, do_layer, layer_batches
-from hashsolve.network import Network, units
+from hashsolve.network import Network, calls_of, units
 from hashsolve.plan import Plan, make_plan
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
@@ -25,7 +25,7 @@ from hashsolve.runfolder import RunFolder
 logger = logging.getLogger("hashsolve")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run.
 
@@ -51,6 +51,10 @@ class Run:
     def codes_sha256(self) -> str:
         """The SHA-256 of all codes."""
         return self.report.summary["codes_sha256"]
+
+    def __repr__(self) -> str:
+        error = self.report.summary["mean_relative_error"]
+        return f"Run({self.run_dir}, {len(self.layers)} layers, mean relative error {error:.4f})"
 
     def apply(self, network: Network) -> None:
         """Write every layer's codes × scales (and constants) into a network, or none of them.
@@ -183,10 +187,24 @@ def binarize(
             ):
                 results.append(result)  # before the write: what it may leave half done is restored
                 result.write(network)
+                if digest(network.weight(result.name)) != plan.weights[result.name]:
+                    raise ValueError(
+                        f"layer {result.name}: after write(), weight() is another; it is to stay "
+                        "the full-precision one, of which targets are made"
+                    )
             seconds = time.perf_counter() - begun
             rows = [result.row for result in results]
             summary = _summary(results, plan, seconds)
             summary["remarks"] = list(getattr(network, "remarks", ()))
+            if residual and not plan.settings["residual"]:
+                summary["remarks"].append("residual: no layer had a shortcut to make up for")
+            if intercept and not plan.settings["intercept"]:
+                summary["remarks"].append("intercept: no layer had what takes up a constant")
+            if len(results) > 1 and _unmoved(network, calibration, results[-1]):
+                summary["remarks"].append(
+                    f"{results[-1].name}: its inputs are the same whether the layers before it are "
+                    "binarised or not; where it comes after them, write() has no effect"
+                )
             report = Report(rows, summary)
             report.save(folder.path)
         except BaseException:
@@ -230,6 +248,16 @@ def _layer_results(
         if solution.intercept is not None:
             written.append(solution.intercept)
         prefix = digest(prefix, *written)
+
+
+def _unmoved(network: Network, calibration: Iterable[Any], result: LayerResult) -> bool:
+    """Whether a layer's inputs for the first batch are those of the full-precision network."""
+    batch = next(iter(calibration))
+    full, binarized = (
+        calls_of(network.layer_input(result.name, batch, binarized=which))
+        for which in (False, True)
+    )
+    return all(map(np.array_equal, full, binarized))
 
 
 def _summary(

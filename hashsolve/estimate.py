@@ -152,9 +152,9 @@ class Speed:
     product : float
         Seconds of one multiplication within the sums.
     column : float or None
-        Seconds of a column of `SMALL` inputs, all cores being at it; None: cannot be told.
+        Seconds of a column of `LARGE` inputs, all cores being at it; None: cannot be told.
     exponent : float
-        Of the number of inputs.
+        Of the number of inputs, from `SMALL` to `LARGE`; beyond, it is 1 at least.
     """
 
     product: float
@@ -179,7 +179,7 @@ class Speed:
             solve(problem, method, effort)
             times.append((time.perf_counter() - begun) / COLUMNS)
         exponent = math.log(times[2] / times[1]) / math.log(LARGE / SMALL)
-        return cls(product, times[1], min(max(exponent, 1.0), 3.0))
+        return cls(product, times[2], min(max(exponent, 0.0), 3.0))
 
     def seconds(self, row: Mapping[str, Any], passes: float, asym: bool) -> float | None:
         """Of a layer: passes, sums, solving."""
@@ -187,7 +187,8 @@ class Speed:
             return None
         inputs, columns, groups = row["inputs"], row["columns"], row["groups"]
         products = row["rows"] * groups * inputs * (inputs + 2 * columns * asym)
-        solving = self.column * (inputs / SMALL) ** self.exponent * columns * groups
+        exponent = max(self.exponent, 1.0) if inputs > LARGE else self.exponent
+        solving = self.column * (inputs / LARGE) ** exponent * columns * groups
         return round(passes + self.product * products + solving, 3)
 
 

@@ -22,6 +22,8 @@ import numpy as np
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on leaving without error it becomes ``path``."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist; make it first")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -89,7 +91,21 @@ def open_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if "lock file" in str(error):  # not "sblock", which truncated files are told by
             raise ValueError(f"{path}: open for writing elsewhere ({error})") from error
-        raise ValueError(f"{path}: damaged or not an HDF5 file ({error}); make it anew") from error
+        raise ValueError(f"{path}: {_why_not_h5(Path(path), error)}") from error
+
+
+def _why_not_h5(path: Path, error: Exception) -> str:
+    """What is wrong with a file that could not be read, and how to mend it."""
+    if path.suffix in (".h5", ".hdf5") or h5py.is_hdf5(path):
+        return f"damaged or not an HDF5 file ({error}); make it anew"
+    if path.suffix in (".npy", ".npz"):
+        return "not an HDF5 file, but NumPy's, which holds none of what is wanted here"
+    if path.suffix in (".csv", ".tsv", ".txt", ".dat"):
+        return (
+            "not an HDF5 file, nor an .npy or .npz; of text make one: "
+            f"numpy.save({path.stem + '.npy'!r}, numpy.loadtxt({path.name!r}, delimiter=','))"
+        )
+    return "damaged or not an HDF5 file, nor an .npy or .npz: no other kinds are read"
 
 
 _LONGEST_ATTRIBUTE = 2**16

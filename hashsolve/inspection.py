@@ -16,7 +16,7 @@ from hashsolve.activations import BINARIZED, FULL
 from hashsolve.files import attribute, open_h5
 from hashsolve.packed_checkpoint import read_layout
 from hashsolve.problem import Problem
-from hashsolve.readers import describe_arrays, problem_groups, split
+from hashsolve.readers import describe_arrays, describe_data_sets, problem_groups, split
 from hashsolve.report import Report
 from hashsolve.solution import Solution
 
@@ -27,7 +27,7 @@ RUN_FILES = ("manifest.json", "report.json", "report.csv", "report.html")
 def inspect(path: Path) -> dict[str, Any]:
     """A description, for JSON, of a file or folder that hashsolve or torch_glue writes.
 
-    An .npy or .npz is described by its arrays. Nothing is ever unpickled.
+    Other .npy, .npz and .h5 files are described by their arrays. Nothing is ever unpickled.
 
     Raises
     ------
@@ -39,7 +39,9 @@ def inspect(path: Path) -> dict[str, Any]:
         return _demo(demo) if demo.exists() else _run_folder(path)
     if path.name in RUN_FILES and (path.parent / "manifest.json").exists():
         return _run_folder(path.parent)
-    split(str(path))  # a ValueError where it is not there
+    whole, inside = split(str(path))  # a ValueError where it is not there
+    if inside:
+        raise ValueError(f"{path}: files are inspected whole; name {whole}")
     if path.suffix in (".npy", ".npz"):
         return {"kind": "arrays", **describe_arrays(path)}
     if path.name == "demo.json":
@@ -55,6 +57,7 @@ def inspect(path: Path) -> dict[str, Any]:
         )
     with open_h5(path) as file:
         names = sorted(file)
+        arrays = describe_data_sets(file)
         if "codec" in file and "words" in file:
             return _index(path)
         if "problem" in file.attrs and all("open_bound" in node for node in file.values()):
@@ -69,10 +72,10 @@ def inspect(path: Path) -> dict[str, Any]:
         return {"kind": "activations", "streams": streams, "bytes": path.stat().st_size}
     if "codes" in names:
         return _solution(path)
+    if not groups and arrays:
+        return {"kind": "arrays", **arrays}
     if not groups:
-        raise ValueError(
-            f"{path}: no problem, solution or activations, nor what else we write; it holds {names}"
-        )
+        raise ValueError(f"{path}: holds no arrays, and is nothing that hashsolve writes")
     problems = {group: _problem(Problem.load(path, group)) for group in groups}
     if "/" in problems:
         return {"kind": "problem", **problems["/"]}

@@ -31,7 +31,7 @@ from hashsolve.sums import Sums
 from hashsolve.threads import product
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerResult:
     """One binarised layer.
 
@@ -65,6 +65,10 @@ class LayerResult:
     def weight(self) -> np.ndarray:
         """Codes × scales in the shape of the layer's weight."""
         return self.solution.weight.T.reshape(self.layer.shape)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.layer.shape))
+        return f"LayerResult({self.name}, {shape}, relative error {self.relative_error:.4f})"
 
     def write(self, network: Network) -> None:
         """Put codes × scales, and the constants where there are any, into a network.
@@ -142,6 +146,9 @@ def _calls(network: Network, layer: Layer, batch: Any, binarized: bool) -> list[
             f"layer {layer.name} is reached {len(calls)} times by one batch and {layer.calls} "
             "times by the first: add it to skip"
         )
+    for call in calls:
+        if not hasattr(call, "shape") or np.asarray(call).dtype.hasobject:
+            raise ValueError(f"layer {layer.name}: layer_input() gave no array of numbers")
     return calls
 
 

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from hashsolve.suggest import did_you_mean
 
 
@@ -17,6 +19,8 @@ class Batches:
     def __init__(self, array: Any, size: int, samples: int | None = None):
         if size < 1 or (samples is not None and samples < 1):
             raise ValueError("--batch-size and --samples must be >= 1")
+        if not np.shape(array):
+            raise ValueError("--calibration: a single number; samples lie along the first axis")
         self.array, self.size = array, size
         self.count = min(len(array), samples or len(array))
 
@@ -50,6 +54,8 @@ def call(made: Any, spec: str) -> Any:
         if extra and spec.startswith("torch_glue.demo"):
             extra = "demo"
         hint = f"; pip install 'hashsolve[{extra}]'" if extra else ""
+        if error.name == spec.partition(":")[0].partition(".")[0]:
+            hint += " in this folder, nor among what is installed"
         raise ValueError(f"{spec}: {error}{hint}") from error
     except Exception as error:
         raise ValueError(f"{spec}: {describe(error)}") from error

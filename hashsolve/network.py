@@ -164,6 +164,20 @@ class ResidualNetwork(Network, Protocol):
         """
 
 
+def what_lacks(network: object) -> str:
+    """What an object lacks to be a `Network`, in words; nothing where it is one."""
+    if isinstance(network, type):
+        return f"it is the class {network.__name__} itself, not one made of it"
+    if isinstance(network, Network):
+        return ""
+    needed = ("layers", "weight", "layer_input", "write", "state")
+    missing = [name for name in needed if not callable(getattr(network, name, None))]
+    return (
+        f"a {type(network).__name__} is no hashsolve.Network: it lacks {', '.join(missing)} "
+        "(a torch module becomes one by torch_glue.TorchNetwork(model))"
+    )
+
+
 def calls_of(inputs: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
     """What `Network.layer_input` gave, one array a call."""
     return list(inputs) if isinstance(inputs, (list, tuple)) else [np.asarray(inputs)]
@@ -192,7 +206,13 @@ def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
     """
     if isinstance(skip, str):
         skip = (skip,)
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            raise ValueError(f"layers: expected hashsolve.Layer, got {layer!r}")
     names = [layer.name for layer in layers]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"layers: {twice[0]!r} is there twice; each needs a name of its own")
     skipped = set()
     for pattern in skip:
         matches = {name for name in names if name == pattern or fnmatchcase(name, pattern)}

@@ -22,10 +22,13 @@ class OneOf(click.ParamType):
         self.names = names
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name itself; a ValueError that says the nearest where it is unknown."""
+        """The name itself; a usage error that says the nearest where it is unknown."""
         from hashsolve.checks import choice
 
-        return choice(value, _name_of(param) if param else self.name, self.names)
+        try:
+            return choice(value, _name_of(param) if param else self.name, self.names)
+        except ValueError as error:
+            raise click.UsageError(str(error), ctx) from None
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

@@ -47,6 +47,13 @@ class Shown:
         """How many times smaller the binarised layers have become."""
         return self.report.summary["bits_before"] / self.report.summary["bits_after"]
 
+    @property
+    def largest(self) -> float:
+        """The largest error of all that are drawn."""
+        rows = self.report.rows
+        own = [row[name] for row in rows for name in ("relative_error_sign", "relative_error")]
+        return max([*own, *self.against.values()])
+
     def gap(self, row: dict[str, Any]) -> float:
         """(error − bound) / error of a row, 0 where both are."""
         error = row["relative_error"]
@@ -97,7 +104,8 @@ def write_page(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"bytes": _bytes, "times": lambda shape: "×".join(map(str, shape))}
-    pictures = [_pictures(run, against) for run in runs]
+    largest = max(run.largest for run in runs)  # bars side by side are of one scale
+    pictures = [_pictures(run, against, largest) for run in runs]
     page = environment.get_template("report.html").render(
         runs=runs, pictures=pictures, against=against, pairs=_pairs(runs)
     )
@@ -107,6 +115,8 @@ def write_page(
 
 def _shown(folder: Path, against: str | None, say: Callable[..., Any]) -> Shown:
     """Read a run folder; solve its problems by the other method, where there is one."""
+    if not (folder / "report.json").exists():
+        raise ValueError(f"{folder}: {_why_no_run(folder)}")
     try:
         saved = json.loads((folder / "report.json").read_text())
         report = Report(saved["layers"], saved["summary"])
@@ -114,7 +124,7 @@ def _shown(folder: Path, against: str | None, say: Callable[..., Any]) -> Shown:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder}: no finished run: report.json cannot be read ({error}); the command or call "
-            "that began the run finishes it"
+            "that began the run writes it anew"
         ) from None
     places = RunFolder(folder)
     solutions, others = {}, {}
@@ -126,6 +136,18 @@ def _shown(folder: Path, against: str | None, say: Callable[..., Any]) -> Shown:
             say(name, index, len(names), f"solving by {against}")
             others[name] = _error(places.problem_path(name), solutions[name], against)
     return Shown(folder.name or str(folder), report, solutions, others)
+
+
+def _why_no_run(folder: Path) -> str:
+    """What a path without report.json is, and what to do about it."""
+    if not folder.exists():
+        return "no such folder"
+    if not folder.is_dir():
+        return "a file; name a run folder"
+    if (folder / "manifest.json").exists():
+        return "no finished run; the command or call that began it finishes it"
+    inner = sorted(path.parent.name for path in folder.glob("*/report.json"))
+    return f"no run folder; in it are {', '.join(inner)}" if inner else "no run folder"
 
 
 def _error(path: Path, solution: Solution, method: str) -> float:
@@ -154,7 +176,7 @@ def _bytes(bits: float) -> str:
     return decimal(round(bits / 8))
 
 
-def _pictures(run: Shown, against: str | None) -> dict[str, str]:
+def _pictures(run: Shown, against: str | None, largest: float) -> dict[str, str]:
     """Every picture of a run, as SVG."""
     try:
         import matplotlib
@@ -174,13 +196,13 @@ def _pictures(run: Shown, against: str | None) -> dict[str, str]:
     }
     with matplotlib.rc_context(style):
         return {
-            "errors": _errors(run, against),
+            "errors": _errors(run, against, largest),
             "sweeps": _sweeps(run),
             "scales": _scales(run),
         }
 
 
-def _errors(run: Shown, against: str | None) -> str:
+def _errors(run: Shown, against: str | None, largest: float) -> str:
     """Bars of each layer's error: sign(W), the other method, this one; the bound as a mark."""
     rows = run.report.rows
     figure, axes = _figure(7.5, 1.1 + 0.34 * len(rows))
@@ -196,7 +218,7 @@ def _errors(run: Shown, against: str | None) -> str:
     bounds = [row["lower_bound"] for row in rows]
     axes.plot(bounds, where, "|", color=INK, markersize=9, label="proven lower bound")
     axes.set_yticks(places, [row["layer"] for row in rows])
-    axes.set_xlim(0, max(1e-12, max(map(max, bars.values()))) * 1.05)
+    axes.set_xlim(0, max(1e-12, largest) * 1.05)
     axes.invert_yaxis()
     axes.set_xlabel("relative error, Σloss / Σenergy")
     figure.legend(loc="outside upper left", ncols=4)

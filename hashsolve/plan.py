@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hashsolve import checks
 from hashsolve.activations import DTYPES
 from hashsolve.control import EFFORTS
 from hashsolve.files import digest, update
 from hashsolve.methods import METHODS
-from hashsolve.network import Layer, Network, ResidualNetwork, select, units
+from hashsolve.network import Layer, Network, ResidualNetwork, select, units, what_lacks
 from hashsolve.sums import PRECISIONS
 
 PROPAGATIONS = ("asym", "symfp", "symqt")
@@ -32,12 +34,15 @@ class Plan:
         Of weights, calibration data, geometry and settings.
     data : str
         The fingerprint of the calibration data.
+    weights : dict of str
+        The fingerprint of each layer's full-precision weight.
     """
 
     layers: list[Layer]
     settings: dict[str, Any]
     fingerprints: dict[str, str]
     data: str
+    weights: dict[str, str]
 
 
 def make_plan(
@@ -63,6 +68,9 @@ def make_plan(
     ValueError
         For settings, calibration or layers that cannot be used.
     """
+    lacking = what_lacks(network)
+    if lacking:
+        raise ValueError(f"network: {lacking}")
     checks.choice(method, "method", METHODS)
     checks.choice(effort, "effort", EFFORTS)
     checks.choice(propagation, "propagation", PROPAGATIONS)
@@ -104,16 +112,29 @@ def make_plan(
     }
     if scale_group is not None and fixed_scales is not None:
         raise ValueError("scale_group and fixed_scales: give one of them")
-    weights = {layer.name: digest(network.weight(layer.name)) for layer in layers}
+    weights = {layer.name: _weight_digest(network, layer) for layer in layers}
+    others = network.state()
+    if others is None:
+        raise ValueError("network: state() returned None; let it return what else shapes outputs")
     fingerprints = {
-        "weights": digest(weights, network.state()),
+        "weights": digest(weights, others),
         "calibration data": data,
         "geometry": digest(
             [[layer.name, *map(str, _shape_of(layer))] for layer in layers],
         ),
         "settings": digest(settings),
     }
-    return Plan(layers, settings, fingerprints, data)
+    return Plan(layers, settings, fingerprints, data, weights)
+
+
+def _weight_digest(network: Network, layer: Layer) -> str:
+    weight = network.weight(layer.name)
+    if np.shape(weight) != tuple(layer.shape):
+        raise ValueError(
+            f"layer {layer.name}: weight() has shape {np.shape(weight)}, but layers() says "
+            f"{tuple(layer.shape)}"
+        )
+    return digest(weight)
 
 
 def _shape_of(layer: Layer) -> tuple[Any, ...]:

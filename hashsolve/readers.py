@@ -45,14 +45,16 @@ def open_array(source: str) -> Iterator[Any]:
             yield _member(arrays, inside, source)
         else:
             file = stack.enter_context(open_h5(path))
+            if not inside and all(name in file for name in SUMS):
+                raise ValueError(f"{source}: the sums of a problem, not an array; give it alone")
             node = file.get(inside or "/")
             if isinstance(node, h5py.Group) and not inside and len(node) == 1:
                 node = next(iter(node.values()))  # a file that holds one array needs no name
             if not isinstance(node, h5py.Dataset):
-                names = ", ".join(sorted(file))
-                hint = did_you_mean(inside, file)
+                group, hint = ("/", did_you_mean(inside, file)) if node is None else (node.name, "")
                 raise ValueError(
-                    f"{source}: name a data set, as in {path}:/NAME; it holds {names}{hint}"
+                    f"{source}: name a data set, as in {path}:{group.rstrip('/')}/NAME; it holds "
+                    f"{', '.join(sorted(file[group]))}{hint}"
                 )
             yield node
 
@@ -120,6 +122,11 @@ def read_problem(
         if "codes" in file and not inside:
             raise ValueError(f"{source}: a solution, not a problem")
         groups = problem_groups(file)
+        if not inside and not groups and "X" in file and ("W" in file or "Y" in file):
+            other = "--weights {path}:/W" if "W" in file else "--target {path}:/Y"
+            raise ValueError(
+                f"{source}: holds arrays, not sums; give {path}:/X {other.format(path=path)}"
+            )
     if not inside and groups and groups != ["/"]:
         if len(groups) > 1:
             raise ValueError(
@@ -170,6 +177,8 @@ def read_codes(source: str) -> Claims:
         A solution file of ours (.h5), or FILE.npz with arrays codes and scales.
     """
     path, _ = split(source)
+    if path.suffix == ".npy":
+        raise ValueError(f"{source}: an array alone is no solution; save an .npz, codes and scales")
     if path.suffix == ".npz":
         with _npz(path) as arrays:
             wanted = ("codes", "scales")
@@ -203,7 +212,9 @@ def check_output(
     if target.is_dir():
         raise ValueError(f"{option} {path}: a folder; name a file in it")
     if suffixes and target.suffix not in suffixes:
-        raise ValueError(f"{option} {path}: name a file that ends in {' or '.join(suffixes)}")
+        *most, last = suffixes
+        ends = f"{', '.join(most)} or {last}" if most else last
+        raise ValueError(f"{option} {path}: name a file that ends in {ends}")
     if not target.parent.is_dir():
         raise ValueError(f"{option} {path}: its folder does not exist; make it first")
     if not os.access(target.parent, os.W_OK):
@@ -238,11 +249,32 @@ def describe_arrays(path: Path) -> dict[str, str]:
         return {name: f"{array.shape} {array.dtype}" for name, array in arrays.items()}
 
 
+def describe_data_sets(file: h5py.File) -> dict[str, str]:
+    """Shape and dtype of every data set, by its path."""
+    found: dict[str, str] = {}
+
+    def visit(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            found[name] = f"{node.shape} {node.dtype}"
+
+    file.visititems(visit)
+    return found
+
+
 def _numpy(path: Path, **options: Any) -> Any:
     try:  # damaged files make NumPy and zipfile raise nearly anything
         return np.load(path, allow_pickle=False, **options)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable NumPy file of plain numbers ({error})") from error
+        why = str(error)
+        if "object" in why.lower():  # NumPy takes all that it does not know for a pickle, too
+            with open(path, "rb") as file:
+                known = file.read(6) == np.lib.format.MAGIC_PREFIX
+            why = (
+                "it holds Python objects, which are never unpickled: save array.astype(float)"
+                if known
+                else "it does not begin like one"
+            )
+        raise ValueError(f"{path}: not a readable NumPy file of plain numbers ({why})") from error
 
 
 def _npz(path: Path) -> Any:

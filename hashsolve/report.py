@@ -31,7 +31,7 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What a run did.
 
@@ -70,13 +70,17 @@ class Report:
                 {**row, "shape": "x".join(map(str, row["shape"]))} for row in self.rows
             )
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
-        head = f"{'layer':<24}{'shape':>16}{'rows':>10}{'sign':>9}{'error':>9}{'bound':>9}"
+        wide = max([23, *(len(row["layer"]) for row in self.rows)]) + 1
+        head = f"{'layer':<{wide}}{'shape':>16}{'rows':>10}{'sign':>9}{'error':>9}{'bound':>9}"
         lines = [head + f"{'flips':>9}{'sweeps':>8}{'seconds':>9}"]
         for row in self.rows:
             shape = "x".join(map(str, row["shape"]))
             lines.append(
-                f"{row['layer']:<24}{shape:>16}{row['rows']:>10}{row['relative_error_sign']:>9.4f}"
+                f"{row['layer']:<{wide}}{shape:>16}{row['rows']:>10}{row['relative_error_sign']:>9.4f}"
                 f"{row['relative_error']:>9.4f}{row['lower_bound']:>9.4f}"
                 f"{row['flips']:>9}{row['sweeps']:>8}{row['seconds']:>9.2f}"
             )
@@ -86,4 +90,4 @@ class Report:
             f"{s['bits_before'] / 8e3:.1f} kB -> {s['bits_after'] / 8e3:.1f} kB in binarised "
             f"layers; {s['seconds']:.1f} s; codes {s['codes_sha256'][:12]}"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *s.get("remarks", ())])

@@ -10,8 +10,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("dc", ["sign", "dcc"]), did_you_mean("x", ["sign", "dcc"])
     ("; did you mean 'dcc'?", '')
+    >>> did_you_mean("DCC", ["sign", "dcc"])
+    "; did you mean 'dcc'?"
     """
     import difflib
 
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    cased = {item.lower(): item for item in known}
+    near = difflib.get_close_matches(str(name).lower(), cased, n=1)
+    return f"; did you mean {cased[near[0]]!r}?" if near else ""

@@ -259,6 +259,10 @@ def in_range(what: str, name: str, peak: float, total: float) -> None:
         )
 
 
+def _transpose_x(fits: bool) -> str:
+    return "; X is to be (S, N), a column a sample: transpose X" if fits else ""
+
+
 def sum_arrays(
     inputs: Any,
     weights: Any,
@@ -279,9 +283,11 @@ def sum_arrays(
     if w is None and y is None:
         raise ValueError(f"{at}give weights (W) or a target (Y)")
     if w is not None and w.shape[0] != size:
-        raise ValueError(f"{at}weights (W): must be (S, T) with S = {size}, got {w.shape}")
+        hint = "; transpose W" if w.shape[1] == size else _transpose_x(w.shape[0] == rows)
+        raise ValueError(f"{at}weights (W): must be (S, T) with S = {size}, got {w.shape}{hint}")
     if y is not None and (y.shape[0] != rows or (w is not None and y.shape[1] != w.shape[1])):
-        raise ValueError(f"{at}target (Y): must be (N, T) with N = {rows}, got {y.shape}")
+        hint = "; transpose Y" if y.shape[1] == rows else _transpose_x(y.shape[0] == size)
+        raise ValueError(f"{at}target (Y): must be (N, T) with N = {rows}, got {y.shape}{hint}")
     if ref is not None and (y is not None or ref.shape != x.shape):
         why = f"must have the shape of inputs, {x.shape}, got {ref.shape}"
         raise ValueError(f"{at}reference (X): " + (why if y is None else "has no use beside Y"))

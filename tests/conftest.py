@@ -47,6 +47,7 @@ def folder(tmp_path_factory):
     sums = {"gram": problem.gram, "cross": problem.cross, "energy": problem.energy}
     for name, array in {"X": x, "W": w, "Y": y, "X_hat": x + 0.1, "line": x[0]}.items():
         np.save(path / f"{name}.npy", array)
+    np.save(path / "number.npy", np.array(1.0))
     np.savez(path / "arrays.npz", X=x, W=w)
     np.savez(path / "target.npz", X=x, Y=y)
     np.savez(path / "sums.npz", **sums, weights=w, rows=80)
@@ -59,7 +60,10 @@ def folder(tmp_path_factory):
         file["X"], file["W"] = x, w
     (path / "cut.npz").write_bytes((path / "arrays.npz").read_bytes()[:900])
     (path / "cut.h5").write_bytes((path / "problem.h5").read_bytes()[:900])
+    with h5py.File(path / "arrays.h5", "w") as file:
+        file["X"], file["W"], file["more/X"] = x, w, x
     (path / "text.txt").write_text("no array")
+    (path / "text.npy").write_text("no array")
     images = np.concatenate(calibration())
     np.save(path / "calibration.npy", images)
     with h5py.File(path / "images.h5", "w") as file:

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,10 @@ from small_network import DEAD, SKIPPED, calibration, network
 
 import hashsolve as hs
 from hashsolve.activations import open_activations
-from hashsolve.report import COLUMNS
+from hashsolve.report import COLUMNS, Report
 from hashsolve.runfolder import RunFolder
 
+LINEAR = hs.Geometry()
 LAYERS = ["stem.conv", "block.grouped", "block.depth", "block.point", "fc"]
 PROPAGATIONS = ["asym", "symfp", "symqt"]
 
@@ -678,6 +680,65 @@ def test_unusable_settings(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         hs.binarize(network(), calibration(), tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
+
+
+class Changes(NumpyNetwork):
+    """Forgets what full precision was."""
+
+    def write(self, name, weight):
+        super().write(name, weight)
+        self.original[name] = np.asarray(weight)
+
+
+MISTAKEN = {
+    "a dict is no hashsolve.Network: it lacks layers, weight": lambda net: {},
+    "the class NumpyNetwork itself": lambda net: NumpyNetwork,
+    "layers: expected hashsolve.Layer, got 'fc'": {"layers": lambda batch: ["fc"]},
+    "layers: 'fc' is there twice": {"layers": lambda batch: [hs.Layer("fc", LINEAR, (5, 6))] * 2},
+    "layer fc: weight() has shape (5, 6), but": {
+        "layers": lambda batch: [hs.Layer("fc", LINEAR, (6, 5))]
+    },
+    "state() returned None": {"state": lambda: None},
+    "layer stem.conv: layer_input() gave no array": {
+        "layer_input": lambda name, batch, *, binarized: None
+    },
+    "layer stem.conv: after write(), weight() is another": lambda net: Changes(net.steps),
+}
+"""What an adapter may do wrong, and what is said of it."""
+
+
+@pytest.mark.parametrize("message", MISTAKEN)
+def test_a_mistaken_adapter(message, tmp_path, monkeypatch):
+    net, mistake = network(), MISTAKEN[message]
+    if callable(mistake):
+        net = mistake(net)
+    else:
+        for name, method in mistake.items():
+            monkeypatch.setattr(net, name, method)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        hs.binarize(net, calibration(), tmp_path / "run", "sign")
+
+
+def test_a_write_without_effect_is_remarked(tmp_path, monkeypatch):
+    said = hs.binarize(network(), calibration(), tmp_path / "a", "sign").report
+    assert said.summary["remarks"] == []
+    net = network()
+    monkeypatch.setattr(net, "write", lambda *_, **__: None)
+    said = hs.binarize(net, calibration(), tmp_path / "b", "sign", intercept="auto").report
+    assert [remark[:20] for remark in said.summary["remarks"]] == [
+        "intercept: no layer ",
+        "fc: its inputs are t",
+    ]
+    assert str(said).endswith("write() has no effect")
+
+
+def test_long_names_keep_columns_in_line(finished):
+    run, _ = finished
+    rows = [dict(row) for row in run.report.rows]
+    rows[0]["layer"] = "encoder.layers.0.self_attention.out_projection"
+    lines = str(Report(rows, run.report.summary)).splitlines()[: 1 + len(rows)]
+    assert len({len(line) for line in lines}) == 1
+    assert repr(run).count("\n") == 0 and len(repr(run.layers[0])) < 100
 
 
 def test_the_adapter_is_a_network():

@@ -172,13 +172,14 @@ def test_inspect_problems_and_solutions(run):
     assert "more/b: inputs 6" in run("inspect", "groups.h5")[1]
     assert "X: (6, 80) float64" in run("inspect", "arrays.npz")[1]
     assert "array: (6, 3) float64" in run("inspect", "W.npy")[1]
+    assert "more/X: (6, 80) float64" in run("inspect", "arrays.h5")[1]
 
 
 def test_inspect_a_run_and_what_is_in_it(run, tmp_path):
     options = ("--run-dir", tmp_path / "run", "--keep-activations", "--method", "dcc")
     _, report, _ = run(*BINARIZE, *options, "--json")
     code, out, _ = run("inspect", tmp_path / "run")
-    assert code == 0 and "finished: True" in out and "block.grouped" in out
+    assert code == 0 and "finished: yes" in out and "block.grouped" in out
     found = json.loads(run("inspect", tmp_path / "run", "--json")[1])
     assert found["codes_sha256"] == json.loads(report)["summary"]["codes_sha256"]
     layer = tmp_path / "run/layers/block.grouped"
@@ -209,6 +210,7 @@ def test_inspect_and_take_up_a_checkpoint(run, refused, tmp_path):
     hard_problem(tmp_path / "other.h5", 2)
     search = ("solve", tmp_path / "other.h5", *search[2:])
     assert "checkpoint of another problem" in refused(*search)
+    assert "not the checkpoint of a search" in refused(*search[:-1], tmp_path / "p.h5")
 
 
 # binarize
@@ -312,10 +314,21 @@ MISTAKES = {
     "solve pickled.npy --weights W.npy": "pickled.npy: not a readable NumPy file",
     "solve cut.npz": "cut.npz: not an .npz file, or one cut short",
     "solve cut.h5": "cut.h5: damaged or not an HDF5 file",
-    "solve text.txt": "text.txt: damaged or not an HDF5 file",
+    "solve text.txt": "numpy.save('text.npy', numpy.loadtxt('text.txt', delimiter=','))",
+    "solve nets.py": "nets.py: damaged or not an HDF5 file, nor an .npy or .npz",
+    "solve text.npy --weights W.npy": "it does not begin like one",
+    "solve pickled.npy --weights Y.npy": "save array.astype(float)",
+    "solve arrays.h5": "give arrays.h5:/X --weights arrays.h5:/W",
+    "solve arrays.h5:/x --weights W.npy": "did you mean 'X'?",
+    "solve arrays.h5:/more --weights W.npy": "as in arrays.h5:/more/NAME; it holds X",
+    "solve problem.h5 --weights W.npy": "the sums of a problem, not an array; give it alone",
+    "solve X_hat.npy --target X.npy": "transpose Y",
+    "solve X.npy --weights line.npy": "a single column is array[:, None]",
+    "solve problem.h5 --method DCC": "did you mean 'dcc'? (see hashsolve solve --help)",
+    "solve problem.h5 --seed 99999999999999999999": "from 0 to 9223372036854775807",
     "solve problem.h5 -o nodir/s.h5": "its folder does not exist",
     "solve problem.h5 -o .": "a folder; name a file in it",
-    "solve problem.h5 -o s.txt": "ends in .h5",
+    "solve problem.h5 -o s.txt": "ends in .h5, .hdf5 or .npz",
     "solve problem.h5 -o problem.h5": "would replace problem.h5",
     "solve groups.h5:/a --save-problem groups.h5": "would replace groups.h5:/a",
     "solve problem.h5 --method dcc --checkpoint c": "method 'dcc' keeps none; use 'exact'",
@@ -325,9 +338,14 @@ MISTAKES = {
     "verify solution.h5 problem.h5": "a solution, not a problem",
     "verify problem.h5 arrays.npz": "no array 'codes'; it holds X, W",
     "verify problem.h5 solution.h5 --require optimial": "did you mean 'optimal'?",
+    "verify problem.h5 W.npy": "an array alone is no solution",
     "inspect nope": "nope: no such file",
-    "inspect text.txt": "damaged or not an HDF5 file",
-    "inspect images.h5": "no problem, solution or activations",
+    "inspect text.txt": "not an HDF5 file",
+    "inspect groups.h5:/a": "files are inspected whole; name groups.h5",
+    "report nope": "nope: no such folder",
+    "report X.npy": "a file; name a run folder",
+    "report .": "no run folder",
+    "report a b c": "one run folder or two, got 3",
     "inspect .": "no run folder",
     "binarize --network nets:network --run-dir r": "Missing option '--calibration'",
     "{} --run-dir r --method dc": "did you mean 'dcc'?",
@@ -340,10 +358,11 @@ MISTAKES = {
     "{} --run-dir r --network nets": "write PACKAGE.MODULE:NAME, as in nets:NAME",
     "{} --run-dir r --network ./nets.py:network": "as in nets:network",
     "{} --run-dir r --network nets:netwrok": "did you mean 'network'?",
-    "{} --run-dir r --network nonets:network": "No module named 'nonets'",
+    "{} --run-dir r --network nonets:network": "No module named 'nonets' in this folder",
+    "{} --run-dir r --calibration number.npy": "a single number",
     "{} --run-dir r --network nets:fails": "KeyError: 'weights.pt' (",
     "{} --run-dir r --network nets:wants": "missing 1 required positional argument",
-    "{} --run-dir r --network nets:other": "returned a dict, which is no hashsolve.Network",
+    "{} --run-dir r --network nets:other": "a dict is no hashsolve.Network: it lacks layers",
     "{} --run-dir r --network nets:missing": "No module named 'no_such_module'",
 }
 
@@ -561,7 +580,7 @@ def test_inspect_of_a_runs_json(run, here, tmp_path):
     texts = {
         run("inspect", tmp_path / "r" / name)[1] for name in (".", "manifest.json", "report.json")
     }
-    assert len(texts) == 1 and "finished: True" in texts.pop()
+    assert len(texts) == 1 and "finished: yes" in texts.pop()
 
 
 def test_inspect_shows_variants(run, tmp_path):

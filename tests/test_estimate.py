@@ -10,7 +10,7 @@ import pytest
 from small_network import calibration, network
 
 import hashsolve as hs
-from hashsolve.estimate import estimate
+from hashsolve.estimate import LARGE, Speed, estimate
 from hashsolve.plan import make_plan
 
 
@@ -87,3 +87,11 @@ def test_defaults_are_those_of_a_run():
     assert {name: run[name].default for name in planned} == {
         name: parameter.default for name, parameter in planned.items()
     }
+
+
+def test_seconds_go_through_what_was_measured():
+    """Small problems cost little more than smaller ones, large ones grow at least with inputs."""
+    speed = Speed(product=0.0, column=0.1, exponent=0.5)
+    row = {"rows": 1000, "groups": 2, "columns": 3}
+    for inputs, each in ((LARGE, 0.1), (LARGE // 4, 0.05), (4 * LARGE, 0.4)):
+        assert speed.seconds(row | {"inputs": inputs}, 1.0, True) == pytest.approx(1 + 6 * each)

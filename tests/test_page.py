@@ -125,6 +125,10 @@ def test_two_runs_side_by_side(runs, tmp_path):
     for row, a, b in zip(rows, *(run.layers for run in runs), strict=True):
         assert row[2:4] == [f"{a.relative_error:.4f}", f"{b.relative_error:.4f}"]
         assert row[4] == f"{b.relative_error / a.relative_error:.3f}"
+    pictures = (tmp_path / "page.html").read_text().split("<svg")[1:]
+    first, second = (p for p in pictures if "proven lower bound" in p)
+    ticks, others = (re.findall(r">(\d\.\d+)</text>", p) for p in (first, second))
+    assert len(ticks) > 3 and ticks == others
 
 
 def test_names_are_text_and_accuracy_is_shown(runs, tmp_path):
@@ -173,7 +177,8 @@ def test_the_command(runs, tmp_path, capsys):
     for arguments, message in [
         ([one, two], "--output: name the page of two runs"),
         ([one, "-o", "page.txt"], "name a file that ends in .html"),
-        ([str(tmp_path / "nowhere")], "no finished run"),
+        ([str(tmp_path / "nowhere")], "nowhere: no such folder"),
+        ([str(tmp_path)], "no run folder"),
     ]:
         assert cli.main(["report", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -432,3 +432,16 @@ def test_a_field_that_is_lost_is_noticed(rng, tmp_path):
         file.move("weights", "weightt")
     with pytest.raises(ValueError, match="damaged: its contents do not match"):
         hs.Problem.load(tmp_path / "p.h5")
+
+
+def test_what_lies_the_wrong_way_round_is_told(rng):
+    x, w = rng.normal(size=(4, 30)), rng.normal(size=(4, 3))
+    for arguments, end in (
+        ((x.T, w), "transpose X"),
+        ((x, w.T), "transpose W"),
+        ((x.T, None, x.T @ w), "transpose X"),
+        ((x, None, w.T @ x), "transpose Y"),
+        ((x, rng.normal(size=(5, 3))), r"got \(5, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{end}$"):
+            hs.Problem.from_arrays(*arguments[:2], target=dict(enumerate(arguments)).get(2))

@@ -443,6 +443,7 @@ def test_nothing_to_learn_falls_back_and_says_so():
     assert "fell back" in str(index.report)
     few = hs.InnerProductIndex(effort="fast").fit(rng.normal(size=(5, 24))).report
     assert np.isnan(few.chosen.recall) and "nothing was compared" in few.note
+    assert "nan" not in str(few) and "150 queries and 100 vectors, or no queries" in few.note
     assert (few.chosen.rotation, few.chosen.scale) == ("random", "unbiased")
 
 

@@ -117,6 +117,25 @@ def test_more_breaches():
             check_solver(broken, (law,), examples=200)
 
 
+def test_a_solver_that_fails_is_told_with_the_problem():
+    """As one does that takes the weights for granted."""
+    with pytest.raises(LawBroken, match=r"the solver raised TypeError: .*\nTo see it") as caught:
+        check_solver(lambda problem: (problem.weights >= 0, None))
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert "fixed_scales" in str(caught.value) and "weights=" not in str(caught.value)
+    with pytest.raises(LawBroken, match=r"returned a Solution, not \(codes, scales\)"):
+        check_solver(hs.solve, "valid")
+
+
+def test_no_law_and_no_example_are_refused():
+    for arguments, message in (
+        ({"laws": ()}, "laws: name one"),
+        ({"examples": 0}, "examples: must be a whole number >= 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_solver(solver("one_flip"), **arguments)
+
+
 def test_effort_must_be_monotone():
     def worse_with_effort(problem, effort):
         s = hs.solve(problem, "sign" if effort == "thorough" else "one_flip")

@@ -209,8 +209,11 @@ def test_bounds_that_are_not_true_are_refuted(rng):
     assert any("claims that nothing loses less than" in why for why in lie.violations)
     true = hs.verify(p, best.codes, best.scales, claimed_bound=best.lower_bound)
     assert true.ok and len(true.unconfirmed) <= 4
-    if true.unconfirmed:
-        assert "claim higher bounds than are proven here" in str(true)
+    assert true.unconfirmed and "claim higher bounds than are proven here" in str(true)
+    proven = hs.verify(
+        p, best.codes, best.scales, require="optimal", claimed_bound=best.lower_bound
+    )
+    assert proven.ok and not proven.unconfirmed
     above = hs.verify(p, best.codes, best.scales, claimed_bound=1.1 * best.loss)
     assert len(above.violations) == 4
     (why,) = hs.verify(p, best.codes, best.scales, claimed_bound=[1.0]).violations

@@ -14,9 +14,21 @@ from torch.utils import data
 BATCH = 64  # at most so many samples a forward pass, where images do not come in batches
 
 
+class _Copies:
+    """Parts of an array that cannot be written to, such as a mapped file's: copied one by one."""
+
+    def __init__(self, parts: list[np.ndarray]):
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (torch.as_tensor(part.copy()) for part in self.parts)
+
+
 def batches_of(images: Any) -> Iterable[Any]:
     """What was given as images, in batches: a tensor in nearly equal ones, a data set in order."""
     if isinstance(images, np.ndarray):
+        if images.ndim > 1 and len(images) and not images.flags.writeable:
+            return _Copies(np.array_split(images, -(-len(images) // BATCH)))
         images = torch.as_tensor(images)
     if isinstance(images, Tensor):
         if images.dim() < 2 or len(images) == 0:
@@ -84,7 +96,8 @@ def to_device(batch: Any, model: nn.Module) -> Any:
 
     def move(value: Any) -> Any:
         if isinstance(value, np.ndarray):
-            value = torch.as_tensor(value)  # float64 is what NumPy makes by itself
+            writable = value if value.flags.writeable else value.copy()  # a layer may work in place
+            value = torch.as_tensor(writable)  # float64 is what NumPy makes by itself
             if value.is_floating_point() and first is not None and first.is_floating_point():
                 value = value.to(first.dtype)
         if isinstance(value, Tensor):

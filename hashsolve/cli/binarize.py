@@ -70,15 +70,14 @@ def binarize(
     """
     import hashsolve
     from hashsolve.loading import Batches, call, load_object
+    from hashsolve.network import what_lacks
     from hashsolve.readers import open_array
 
     options |= {"residual": residual and "auto", "intercept": intercept and "auto"}
     made = call(load_object(network), network)
-    if not isinstance(made, hashsolve.Network):
-        raise ValueError(
-            f"{network}: returned a {type(made).__name__}, which is no hashsolve.Network (a torch "
-            "module becomes one by torch_glue.TorchNetwork(model))"
-        )
+    lacking = what_lacks(made)
+    if lacking:
+        raise ValueError(f"{network}: {lacking}")
     go_on = f"the same command goes on after the layers finished in {run_dir}"
     with open_array(calibration) as array, progress(go_on) as show:
         batches = Batches(array, batch_size, samples)

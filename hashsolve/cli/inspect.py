@@ -18,7 +18,7 @@ def inspect(path: str, as_json: bool) -> None:
     """Say what a file or run folder of ours holds.
 
     PATH is a problem, solution, cached activations, the checkpoint of an exact search, a packed
-    checkpoint, an index, an exported network, an .npy or .npz, or a run folder.
+    checkpoint, an index, an exported network, arrays (.npy, .npz, .h5), or a run folder.
 
     \b
     hashsolve inspect solution.h5
@@ -32,15 +32,19 @@ def inspect(path: str, as_json: bool) -> None:
         return
     text = found.pop("text", None)
     for key, value in found.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {_short(part)}" for name, part in value.items())
-        click.echo(f"{key}: {value}")
+        click.echo(f"{key}: {_short(value)}")
     if text:
         click.echo(text)
 
 
-def _short(value: Any) -> str:
-    """A value in a line of several; what it holds itself, in brackets."""
+def _short(value: Any, inside: bool = False) -> str:
+    """A value in one line; what those in it hold themselves, in brackets."""
     if isinstance(value, dict):
-        return "(" + ", ".join(f"{name} {part}" for name, part in value.items()) + ")"
-    return str(value)
+        parts = ", ".join(f"{name} {_short(part, True)}" for name, part in value.items())
+        return f"({parts})" if inside else parts or "none"
+    if isinstance(value, list):
+        parts = ", ".join(_short(part, True) for part in value)
+        return f"({parts})" if inside else parts or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -30,8 +30,10 @@ def report(runs: tuple[str, ...], output: str | None, against: str, as_json: boo
     from hashsolve.page import write_page
     from hashsolve.readers import check_output
 
+    if len(runs) > 2:
+        raise ValueError(f"RUNS: one run folder or two, got {len(runs)}")
     if output is None and len(runs) > 1:
-        raise ValueError("--output: name the page of two runs")
+        raise ValueError("--output: name the page of two runs, as in -o both.html")
     place = Path(output or Path(runs[0]) / "report.html")
     if Path(runs[0]).is_dir():
         check_output("--output", str(place), (), (".html",))

@@ -59,9 +59,8 @@ class Candidate:
 
     def __str__(self) -> str:
         weight = "" if self.shrinkage == 1 else f", query covariance shrunk by {self.shrinkage:g}"
-        return (
-            f"{self.rotation} map{weight}, {self.scale} scale, pull {self.pull:g}: "
-            f"recall@{K} {self.recall:.4f}"
+        return f"{self.rotation} map{weight}, {self.scale} scale, pull {self.pull:g}" + (
+            "" if np.isnan(self.recall) else f": recall@{K} {self.recall:.4f}"
         )
 
 
@@ -90,11 +89,12 @@ class Report:
     note: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.note}\n{self.chosen}\nfitted on {self.vectors} vectors and {self.queries} "
-            f"queries; chosen on {self.held_out_queries} queries over {self.held_out_vectors} "
-            "vectors, none of them fitted on"
+        fitted = f"fitted on {self.vectors} vectors and {self.queries} queries"
+        chosen = (
+            f"; chosen on {self.held_out_queries} queries over {self.held_out_vectors} vectors, "
+            "none of them fitted on"
         )
+        return f"{self.note}\n{self.chosen}\n{fitted}{chosen if self.held_out_queries else ''}"
 
 
 def fit_codec(
@@ -153,7 +153,10 @@ def fit_codec(
             codec = _rotate(codec, sample)
         rule = "unbiased" if codec.unbiased else "least-squares"
         only = Candidate(kind, 1.0, rule, 0.0, float("nan"))
-        note = f"fewer than {LEAST} vectors or queries to hold out: nothing was compared"
+        note = (
+            f"too few to hold out ({asked} queries, {kept} vectors): nothing was compared; give "
+            f"{3 * LEAST} queries and {2 * LEAST} vectors, or no queries and {15 * LEAST} vectors"
+        )
         return codec, Report(only, (only,), len(sample), len(known), 0, 0, note)
     truth = _truth(database, held, distance)
     for kind in kinds:

@@ -42,7 +42,15 @@ def _require(holds: np.ndarray | bool, text: str) -> None:
 
 def _answer(solver: Solver, problem: Problem, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """The solver's codes and scales, once they are valid."""
-    codes, scales = solver(problem, **options)
+    try:
+        answer = solver(problem, **options)
+    except Exception as error:
+        raise LawBroken(f"the solver raised {type(error).__name__}: {error}") from error
+    try:
+        codes, scales = answer
+    except (TypeError, ValueError):
+        what = type(answer).__name__
+        raise LawBroken(f"the solver returned a {what}, not (codes, scales)") from None
     found = verify(problem, codes, scales, require="valid")
     if not found.ok:
         raise LawBroken(found.violations[0])
@@ -171,7 +179,7 @@ STANDARD = (
 
 def check_solver(
     solver: Solver,
-    laws: Iterable[str] = STANDARD,
+    laws: str | Iterable[str] = STANDARD,
     *,
     examples: int = 100,
     sizes: tuple[int, int] = (1, 10),
@@ -184,7 +192,7 @@ def check_solver(
     solver : callable
         ``solver(problem) -> (codes, scales)``.
     laws : iterable of str
-        Names of `LAWS`.
+        Names of `LAWS`, or one name.
     examples : int
         Problems tried per law; the same ones each time.
     sizes : (int, int)
@@ -195,9 +203,13 @@ def check_solver(
     Raises
     ------
     LawBroken
-        With the law, the breach, and the smallest problem found that shows it, as a snippet.
+        With the law, the breach, and the smallest problem found that shows it, as a snippet; also
+        where the solver raises, or returns something else.
     """
-    laws = tuple(laws)
+    laws = (laws,) if isinstance(laws, str) else tuple(laws)
+    if not laws:
+        raise ValueError("laws: name one at least")
+    examples = checks.whole(examples, "examples", 1)
     for law in laws:
         checks.choice(law, "laws", LAWS)
     for law in laws:
@@ -225,7 +237,8 @@ def _hold(solver: Solver, law: str, tried: st.SearchStrategy[Problem], examples:
         try:
             LAWS[law][0](solver, problem)
         except LawBroken as breach:
-            raise LawBroken(f"law {law!r}: {breach}\n{snippet(problem)}") from None
+            told = LawBroken(f"law {law!r}: {breach}\n{snippet(problem)}")
+            raise told from breach.__cause__  # what the solver raised, if it did
 
     run()
 

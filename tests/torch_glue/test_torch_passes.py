@@ -13,6 +13,7 @@ from torch_support import Wandering, content, mlp, record, small_images, small_n
 
 import hashsolve
 from torch_glue import TorchNetwork
+from torch_glue.passes import batches_of, to_device
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 PLAIN = [
@@ -279,3 +280,16 @@ def test_a_model_built_in_inference_mode():
     np.testing.assert_array_equal(
         network.layer_input("2", torch.ones(5, 4), binarized=False), before
     )
+
+
+def test_an_array_that_cannot_be_written_to_is_copied():
+    """For a layer may work in place; its batches are those of the same array otherwise."""
+    array = np.arange(260, dtype=np.float32).reshape(65, 4)
+    locked = array.copy()
+    locked.flags.writeable = False
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))
+    for batch in (locked, *batches_of(locked)):
+        to_device(batch, model).sub_(1)
+    assert np.array_equal(locked, array)
+    for one, other in zip(batches_of(locked), batches_of(array), strict=True):
+        assert torch.equal(one, other)
