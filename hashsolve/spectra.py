@@ -2,8 +2,8 @@
 
 Σ x[p]·z[p + lag] over all positions is, for every pair of channels, the inverse transform of the
 cross-spectrum. Of a spectrum R + iI the two real numbers P = R + I and Q = R − I are kept. Then
-PQᵀ = (RRᵀ − IIᵀ) + (IRᵀ − RIᵀ), the one symmetric, the other not; with (P + Q)(P + Q)ᵀ = 4RRᵀ, which
-is symmetric and so half the work, they make the cross-spectra of all pairs of channels:
+PQᵀ = (RRᵀ − IIᵀ) + (IRᵀ − RIᵀ): what is symmetric, and what changes its sign when transposed. With
+(P + Q)(P + Q)ᵀ = 4RRᵀ, which is half the work, they make the cross-spectra of all pairs of channels:
 
     RRᵀ + IIᵀ = ((P + Q)(P + Q)ᵀ − PQᵀ − QPᵀ) / 2        IRᵀ − RIᵀ = (PQᵀ − QPᵀ) / 2
 
@@ -27,7 +27,10 @@ from hashsolve.threads import spread
 _TILE = 128  # channels
 _ROWS = 16  # of a tile, inverted at a time
 _HELD = 2**23  # numbers in the moments of tiles at a time
-_GAP = 24  # numbers: rows of a product that lie a power of two apart push each other out of the cache
+_GAP = (
+    24  # numbers: rows of a product that lie a power of two apart push each other out of the cache
+)
+
 
 class Room:
     """Buffers that threads take over from each other: memory that is new costs a pass over it."""
@@ -95,7 +98,7 @@ class Spectra:
     @cached_property
     def matrices(self) -> list[np.ndarray]:
         """Of each axis, the last first: (2 · frequencies, size) of real maps and then, of what is
-        complex, (2 · frequencies, 2 · size). All make R and I by turns, the last of them P and Q."""
+        complex, (2 · frequencies, 2 · size). They make R and I by turns, the last P and Q."""
         result: list[np.ndarray] = []
         for size, length, kept in zip(self.sizes[::-1], self.lengths[::-1], self.kept, strict=True):
             angle = np.outer(np.arange(kept), np.arange(size)) % length * (2 * np.pi / length)
@@ -114,6 +117,16 @@ class Spectra:
         lags = np.arange(np.abs(self.lags[:, 0]).max() + 1)
         turns = np.outer(lags, np.arange(self.kept[-1])) % self.lengths[0] / self.lengths[0]
         return np.concatenate([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns[1:])])
+
+    @cached_property
+    def halved(self) -> np.ndarray:
+        """`moments` of a line of which one half are conjugates of the other."""
+        size = self.kept[-1]
+        share = np.full(size // 2 + 1, 2.0)
+        share[0] = 1.0
+        if size % 2 == 0:
+            share[-1] = 1.0
+        return self.moments[:, : len(share)] * share
 
     @cached_property
     def twins(self) -> np.ndarray:
@@ -191,37 +204,36 @@ class Spectra:
     def _multiply(self, tile: tuple[slice, slice], found: np.ndarray, line: int) -> None:
         """Set the moments of a tile of the cross-spectra, real and imaginary parts times two, along
         a line of frequencies."""
-        i, j = tile
-        each, count = self.kept[-1], len(self.moments)
-        matrix = self.moments
-        if self.twins[line]:
-            matrix = matrix[:, : each // 2 + 1] * 2
-            matrix[:, 0] /= 2
-            if each % 2 == 0:
-                matrix[:, -1] /= 2
-        p, q = self.values[line * each : line * each + matrix.shape[1]].swapaxes(0, 1)
-        each = matrix.shape[1]
-
-        def moments(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-            shape = a.shape[1], b.shape[1]
-            made = products[:, : prod(shape)]
-            np.matmul(a, b.swapaxes(1, 2), out=made.reshape(each, *shape))
-            return np.matmul(matrix, made, out=out[:, : prod(shape)]).reshape(count, *shape)
-
+        (i, j), each, count = tile, self.kept[-1], len(self.moments)
+        matrix = self.halved if self.twins[line] else self.moments
+        rows, columns = i.stop - i.start, j.stop - j.start
+        shapes = [(rows, columns)] * 2 + [(columns, rows)] * (i != j)
         with (
             np.errstate(all="ignore"),
-            self.room.buffer(each, found.shape[-1]) as products,
+            self.room.buffer(len(shapes), each, found.shape[-1]) as products,
             self.room.buffer(count, found.shape[-1]) as spare,
-            self.room.buffer(*p.shape) as sums,
+            self.room.buffer(*self.values.shape[2:]) as total,
         ):
-            imag = moments(p[:, i], q[:, j], found[1, line])
-            other = (imag if i == j else moments(p[:, j], q[:, i], spare)).swapaxes(1, 2)
-            for part in {i.start: i, j.start: j}.values():
-                np.add(p[:, part], q[:, part], out=sums[:, part])
-            real = moments(sums[:, i], sums[:, j], found[0, line])
+            size = matrix.shape[1]
+            flat = products[:, :size, : rows * columns]
+            made = [part.reshape(size, *shape) for part, shape in zip(flat, shapes, strict=True)]
+            spectra = self.values[line * each : line * each + size]
+            for (p, q), *into in zip(spectra, *made, strict=True):
+                for own in {i.start: i, j.start: j}.values():
+                    np.add(p[own], q[own], out=total[own])
+                np.matmul(total[i], total[j].T, out=into[0])
+                np.matmul(p[i], q[j].T, out=into[1])
+                if i != j:
+                    np.matmul(p[j], q[i].T, out=into[2])
+            outs = [out[:, : rows * columns] for out in (*found[:, line], spare)]
+            real, imag, *other = (
+                np.matmul(matrix, part, out=out).reshape(count, *shape)
+                for part, out, shape in zip(flat, outs, shapes, strict=False)
+            )
+            turned = (other[0] if other else imag).swapaxes(1, 2)
             real -= imag
-            real -= other
-            imag -= other
+            real -= turned
+            imag -= turned
 
     def _invert(
         self, tile: tuple[slice, slice], found: np.ndarray, start: int, out: np.ndarray
