@@ -3,7 +3,7 @@
 Σ x[p]·z[p + lag] over all positions is, for every pair of channels, the inverse transform of the
 cross-spectrum. Of a spectrum R + iI the two real numbers P = R + I and Q = R − I are kept. Then
 PQᵀ = (RRᵀ − IIᵀ) + (IRᵀ − RIᵀ): what is symmetric, and what changes its sign when transposed. With
-(P + Q)(P + Q)ᵀ = 4RRᵀ, which is half the work, they make the cross-spectra of all pairs of channels:
+(P + Q)(P + Q)ᵀ = 4RRᵀ, which is half the work, they make the cross-spectra of all pairs:
 
     RRᵀ + IIᵀ = ((P + Q)(P + Q)ᵀ − PQᵀ − QPᵀ) / 2        IRᵀ − RIᵀ = (PQᵀ − QPᵀ) / 2
 
