@@ -35,15 +35,20 @@ def cheap_bounds(instance: Instance, control: Control) -> tuple[np.ndarray, str]
     if not instance.free:
         return certify(instance, control, dual_diagonals(instance, control)), "dual"
     start = start_diagonals(instance)[0]
+    return _bounds_of_one(instance, np.zeros_like(start), start), "least squares"
+
+
+def _bounds_of_one(instance: Instance, diagonal: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Bounds (T,) that one diagonal proves for all columns, whose scales are free."""
     bounds = np.zeros(len(instance.energy))
     with folded(instance.gram, instance.large) as gram:
-        proof = proof_of(gram, np.zeros_like(start), start, True)
+        proof = proof_of(gram, diagonal, start, True)
         if proof is not None:
             for first in range(0, len(bounds), COLUMNS):
                 part = slice(first, first + COLUMNS)
                 cross, energy = instance.cross[part], instance.energy[part]
                 bounds[part] = proven_bounds(gram, cross, energy, proof, True)
-    return np.maximum(bounds, 0.0), "least squares"
+    return np.maximum(bounds, 0.0)
 
 
 def least_bounds(instance: Instance) -> np.ndarray:
@@ -94,16 +99,17 @@ def dual_diagonals(
     starts = start_diagonals(instance)
     if shared(instance):
         weight = np.sqrt(1.0 / np.maximum(instance.energy, np.finfo(float).tiny))
-        found, _ = improve_diagonal(
-            instance.gram,
-            instance.cross * weight[:, None],
-            float(len(weight)),
-            starts[0],
-            True,
-            tolerance,
-            MAX_STEPS,
-            stop=lambda: control.stop,
-        )
+        with folded(instance.gram, instance.large) as gram:
+            found, _ = improve_diagonal(
+                gram,
+                instance.cross * weight[:, None],
+                float(len(weight)),
+                starts[0],
+                True,
+                tolerance,
+                MAX_STEPS,
+                stop=lambda: control.stop,
+            )
         return np.broadcast_to(found, starts.shape)
     diagonals = starts.copy()
 
@@ -138,18 +144,21 @@ def certify(instance: Instance, control: Control, diagonals: np.ndarray) -> np.n
         return bounds
     starts = start_diagonals(instance)
 
-    def prove(columns: slice) -> None:
-        bounds[columns], _ = certified_bounds(
+    def prove(t: int) -> None:
+        bounds[t : t + 1], _ = certified_bounds(
             instance.gram,
-            instance.cross[columns],
-            instance.energy[columns],
-            diagonals[columns.start],
-            starts[columns.start],
+            instance.cross[t : t + 1],
+            instance.energy[t : t + 1],
+            diagonals[t],
+            starts[t],
             instance.free,
         )
 
+    def prove_all(_: int) -> None:
+        bounds[:] = _bounds_of_one(instance, diagonals[0], starts[0])
+
     if shared(instance):
-        control.each(lambda _: prove(slice(0, len(bounds))), 1)
+        control.each(prove_all, 1)
     else:
-        control.each(lambda t: prove(slice(t, t + 1)), len(bounds))
+        control.each(prove, len(bounds))
     return np.maximum(bounds, 0.0) if instance.free else bounds

@@ -27,6 +27,7 @@ from hashsolve.threads import mirror, strips
 Array = NDArray[np.float64]
 
 UNIT_ROUNDOFF = 2.0**-53
+_COLUMNS = 64  # of a Hessian, computed at a time
 
 
 class Folded:
@@ -211,12 +212,16 @@ def improve_diagonal(
 
 
 def _hessian(inverse: Array, solution: Array, weight: float) -> Array | None:
-    """The lower Cholesky factor of minus the barrier's Hessian, or None."""
-    curvature = (solution.T @ solution).T  # symmetric, and now in the order of LAPACK
-    for cut in strips(len(inverse)):
-        part = inverse[:, cut]
-        curvature[:, cut] = (weight * part + 2.0 * curvature[:, cut]) * part
-    hessian, failed = lapack.dpotrf(curvature, lower=1, overwrite_a=1)
+    """The lower Cholesky factor of minus the barrier's Hessian, or None; in place of ``inverse``,
+    whose upper triangle is left alone."""
+    for cut in strips(len(inverse), _COLUMNS):
+        part = inverse[cut.start :, cut]
+        found = (weight * part + 2.0 * (solution[:, cut.start :].T @ solution[:, cut])) * part
+        size = found.shape[1]
+        part[size:] = found[size:]
+        lower = np.tril_indices(size)
+        part[lower] = found[lower]
+    hessian, failed = lapack.dpotrf(inverse, lower=1, overwrite_a=1, clean=0)
     return None if failed or not np.isfinite(hessian[-1, -1]) else hessian
 
 

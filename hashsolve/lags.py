@@ -30,7 +30,8 @@ _PER_PATCH_ENTRY, _PER_COPY, _PER_CELL, _PER_PLAN = 2.7, 3.0, 15e3, 25e6
 _MARGIN = 0.85  # share of the time of patches that is surely less
 _LARGEST_SAMPLE = 32 * 2**20
 _LARGEST_STATE = 128 * 2**20
-_SHORT = 1.8  # the products of spectra, over few samples, cost this much more
+_SHORT = 1.5  # the products of spectra, over few samples, cost this much more
+_PER_MOMENT = 16  # a product's flops, in all that is made of it
 _SPECTRA = 3 * 2**22  # numbers in the spectra that are held at a time
 _FEWEST_SAMPLES = 8
 _MOST_TAPS, _FEWEST_CHANNELS = 64, 8  # no plan is made for others
@@ -268,7 +269,7 @@ class Plan:
         for cell in self.cells:
             lags[cell.lag] = max(lags[cell.lag], cell.volume)
         thin = sum(cell.volume for cell in self.cells) - sum(lags.values())
-        pairs = 4 * self._frequencies() * (1 + len(lags) / chunk) * _SHORT + 2 * thin
+        pairs = 3 * self._frequencies() * (1 + _PER_MOMENT / chunk) * _SHORT + 2 * thin
         flops += size**2 * pairs * (1 + _THIN / size)
         cells = _PER_CELL * len(self.cells) / chunk
         once = 4 * (len(self.taps) * channels) ** 2 * targets * _PER_FLOP
@@ -299,7 +300,7 @@ class Plan:
     def spectral_samples(self, channels: int) -> int:
         """Samples whose spectra are held at a time: a fixed cut, as maps of all groups are read."""
         samples = _SPECTRA // (2 * self._frequencies() * channels * self.geometry.groups)
-        return samples - samples % 8 if samples > 8 else samples
+        return samples - samples % 8 if samples > 8 else max(1, samples)
 
     def _multiplied_rows(self) -> float:
         """Rows of all products of one sample; half of them for those that are symmetric."""

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg import lapack, solve_triangular
 
 from hashsolve.bounds import shared
-from hashsolve.dual import factorise
+from hashsolve.dual import factorise, folded
 from hashsolve.instance import Instance
 from hashsolve.kernels.beam import beam
 from hashsolve.kernels.order import least_pivots
@@ -54,18 +54,22 @@ class Lattice:
     def triangle(self, t: int) -> Triangle:
         """The form of column t."""
         order, lower, shift = self._common or self._factor(t)
-        target = solve_triangular(lower, self.instance.cross[t][order], lower=True)
+        cross = self.instance.cross[t][order]
+        target = solve_triangular(lower, cross, lower=True, check_finite=False)
         return Triangle(order, lower, target, shift)
 
     def _factor(self, t: int) -> tuple[np.ndarray, np.ndarray, float]:
         gram, load = self.instance.gram, self.ridge
-        while True:
-            diagonal = self.diagonals[t] + load
-            factor = factorise(gram, diagonal)
-            if factor is not None:
-                break
-            load *= 4
-        inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)[0].T
+        with folded(gram, shared(self.instance)) as matrix:
+            while True:
+                diagonal = self.diagonals[t] + load
+                factor = factorise(matrix, diagonal)
+                if factor is not None:
+                    break
+                load *= 4
+            inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)[0].T
+            if matrix is not gram:
+                inverse = inverse.copy()
         mirror(inverse)
         order = least_pivots(inverse)[::-1]
         del factor, inverse

@@ -189,9 +189,11 @@ def _search(method: Method, instance: Instance, start: np.ndarray, control: Cont
     if method.promise == "valid":
         return method.run(instance, start, control)
     run = restarted if method.restarts else lambda run, *arguments: run(*arguments)
-    begin = State(instance, start, control)
+    state = State(instance, start, control)
+    begin = Outcome(state.codes, state.scales, Status.DONE)
+    del state  # before the search needs memory
     best = run(method.run, instance, start, control)
-    return better(instance, Outcome(begin.codes, begin.scales, best.status), best, control)
+    return better(instance, begin, best, control)
 
 
 def _honest(status: Status, loss: np.ndarray, bound: np.ndarray, energy: np.ndarray) -> Status:

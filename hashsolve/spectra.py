@@ -1,10 +1,15 @@
 """Spectra of maps, and their correlations at all lags at once.
 
 Σ x[p]·z[p + lag] over all positions is, for every pair of channels, the inverse transform of the
-cross-spectrum. Per frequency that is one product (channels, samples) with its own transpose, which
-costs about as much as one lag does. Only a few lags are wanted, so the inverse is a small product
-too; and maps are small, so that the transforms are products with cosines and sines, which leave
-their results frequency by frequency as the next step needs them.
+cross-spectrum. Of a spectrum R + iI the two real numbers P = R + I and Q = R − I are kept. Then
+PQᵀ = (RRᵀ − IIᵀ) + (IRᵀ − RIᵀ): what is symmetric, and what changes its sign when transposed. With
+(P + Q)(P + Q)ᵀ = 4RRᵀ, which is half the work, they make the cross-spectra of all pairs:
+
+    RRᵀ + IIᵀ = ((P + Q)(P + Q)ᵀ − PQᵀ − QPᵀ) / 2        IRᵀ − RIᵀ = (PQᵀ − QPᵀ) / 2
+
+Only a few lags are wanted, so the inverse is a small product, an axis at a time; and maps are
+small, so that the transforms are products with cosines and sines, which leave their results
+frequency by frequency as the next step needs them.
 """
 
 from __future__ import annotations
@@ -12,16 +17,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from itertools import product
+from itertools import combinations_with_replacement, product
 from math import prod
 
 import numpy as np
 
 from hashsolve.threads import spread
 
-_TILE = 96  # channels
-_JOBS = 8  # at least, however few tiles there are
-_SCRATCH = 2**17  # numbers in the cross-spectra of a tile at a time
+_TILE = 128  # channels
+_ROWS = 16  # of a tile, inverted at a time
+_HELD = 2**22  # numbers in the moments of tiles at a time
+_GAP = (
+    24  # numbers: rows of a product that lie a power of two apart push each other out of the cache
+)
 
 
 class Room:
@@ -60,9 +68,11 @@ class Spectra:
     def __init__(self, sizes: Sequence[int], lags: Sequence[tuple[int, ...]], channels: int):
         self.lags = np.array(lags)
         self.channels = channels
-        self.sizes = tuple(sizes)
+        self.shape = self.sizes = tuple(sizes)
+        if len(sizes) == 1:  # frequencies of the last axis are spread over the cores
+            self.sizes, self.lags = (1, *sizes), np.insert(self.lags, 0, 0, axis=1)
         reach = np.abs(self.lags).max(axis=0)
-        self.lengths = [int(size + lag) for size, lag in zip(sizes, reach, strict=True)]
+        self.lengths = [int(size + lag) for size, lag in zip(self.sizes, reach, strict=True)]
         # frequencies of each axis, the last first: of that one half, as maps are real
         self.kept = (self.lengths[-1] // 2 + 1, *self.lengths[-2::-1])
         self.samples = 0
@@ -74,10 +84,12 @@ class Spectra:
         if samples != self.samples:
             self.samples = samples
             self.room.clear()
-            shape = (prod(self.kept), self.channels, 2, samples)
+            numbers = self.channels * samples
+            shape = 2 * prod(self.kept), numbers + _GAP
             if self._memory.size < prod(shape):
                 self._memory = np.empty(prod(shape))
-            self.values = self._memory[: prod(shape)].reshape(shape)
+            lines = self._memory[: prod(shape)].reshape(shape)[:, :numbers]
+            self.values = lines.reshape(prod(self.kept), 2, self.channels, samples)
 
     def bytes(self, samples: int) -> int:
         """Of the spectra of so many samples."""
@@ -85,102 +97,156 @@ class Spectra:
 
     @cached_property
     def matrices(self) -> list[np.ndarray]:
-        """Of each axis, the last first: (frequencies, 2, size) of real maps and then, of what is
-        complex, (frequencies, 2, 2 · size)."""
+        """Of each axis, the last first: (2 · frequencies, size) of real maps and then, of what is
+        complex, (2 · frequencies, 2 · size). They make R and I by turns, the last P and Q."""
         result: list[np.ndarray] = []
         for size, length, kept in zip(self.sizes[::-1], self.lengths[::-1], self.kept, strict=True):
             angle = np.outer(np.arange(kept), np.arange(size)) % length * (2 * np.pi / length)
             real, imag = np.cos(angle), -np.sin(angle)
             if result:
                 real, imag = np.hstack([real, -imag]), np.hstack([imag, real])
-            result.append(np.stack([real, imag], axis=1))
+            if len(result) == len(self.sizes) - 1:
+                real, imag = real + imag, real - imag
+            result.append(np.stack([real, imag], axis=1).reshape(2 * kept, -1))
         return result
 
     @cached_property
-    def waves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines and sines of each lag at each frequency, times its share."""
-        turns = np.zeros((len(self.lags), *self.kept))
-        lengths = self.lengths[::-1]
-        along = zip(np.indices(self.kept), lengths, self.lags.T[::-1], strict=True)
+    def moments(self) -> np.ndarray:
+        """Cosines of the lags 0, 1, … along the first axis, then sines of 1, 2, …; (M,
+        frequencies)."""
+        lags = np.arange(np.abs(self.lags[:, 0]).max() + 1)
+        turns = np.outer(lags, np.arange(self.kept[-1])) % self.lengths[0] / self.lengths[0]
+        return np.concatenate([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns[1:])])
+
+    @cached_property
+    def halved(self) -> np.ndarray:
+        """`moments` of a line of which one half are conjugates of the other."""
+        size = self.kept[-1]
+        share = np.full(size // 2 + 1, 2.0)
+        share[0] = 1.0
+        if size % 2 == 0:
+            share[-1] = 1.0
+        return self.moments[:, : len(share)] * share
+
+    @cached_property
+    def twins(self) -> np.ndarray:
+        """Lines of frequencies of which one half are conjugates of the other."""
+        alone = [
+            2 * np.arange(kept) % length == 0
+            for kept, length in zip(self.kept[:-1], self.lengths[:0:-1], strict=True)
+        ]
+        return np.array([all(each) for each in product(*alone)])
+
+    @cached_property
+    def waves(self) -> np.ndarray:
+        """What makes cosines and sines of each lag of the moments at each frequency of the other
+        axes, times half of their weight: (2, lags, frequencies, M)."""
+        others = self.kept[:-1]
+        turns = np.zeros((len(self.lags), *others))
+        along = zip(np.indices(others), self.lengths[:0:-1], self.lags.T[:0:-1], strict=True)
         for frequency, length, lag in along:
             turns += np.multiply.outer(lag, frequency) % length / length
-        share = np.full(self.kept, 2.0 / prod(lengths))  # the other half are their conjugates
+        share = np.full(others, 1.0 / prod(self.lengths))  # the other half are their conjugates
         share[0] /= 2
-        if lengths[0] % 2 == 0:
+        if self.lengths[-1] % 2 == 0:
             share[-1] /= 2
-        cosine, sine = share * np.cos(2 * np.pi * turns), share * np.sin(2 * np.pi * turns)
-        return cosine.reshape(len(self.lags), -1), sine.reshape(len(self.lags), -1)
-
-    def transform(self, channel: int, maps: np.ndarray) -> None:
-        """Set the spectra of a channel from its maps (samples, *sizes)."""
-        dims = len(self.sizes)
-        order = (*range(dims - 1, 0, -1), 0, dims)  # samples, then the last axis, behind others
-        *first, last = self.matrices
-        with ExitStack() as stack:
-            found = stack.enter_context(self.room.buffer(*(maps.shape[n] for n in order)))
-            found[...] = maps.transpose(order)
-            found = found.reshape(-1, self.sizes[-1]).T[None]
-            for matrix, size in zip(first, self.sizes[-2::-1], strict=True):
-                shape = len(found), 2 * len(matrix), found.shape[2]
-                out = stack.enter_context(self.room.buffer(*shape))
-                np.matmul(matrix.reshape(2 * len(matrix), -1), found, out=out)
-                found = out.reshape(len(found) * len(matrix), 2 * size, -1)
-            target = self.values[:, channel].reshape(len(found), len(last), 2, self.samples)
-            for part in range(2):
-                np.matmul(last[:, part], found, out=target[:, :, part])
-
-    def correlations(self) -> np.ndarray:
-        """Σ x_c[p]·x_d[p + lag] over samples and positions, (lags, channels, channels)."""
-        cuts = -(-self.channels // _TILE)
-        edges = [self.channels * n // cuts for n in range(cuts + 1)]
-        tiles = [
-            (slice(*edges[i : i + 2]), slice(*edges[j : j + 2]))
-            for i in range(cuts)
-            for j in range(i, cuts)
-        ]
-        total = len(self.values)
-        parts = min(total, -(-_JOBS // len(tiles)))
-        jobs = [
-            (number, *tile, total * n // parts, total * (n + 1) // parts)
-            for number, (tile, n) in enumerate(product(tiles, range(parts)))
-        ]
-        most = (-(-self.channels // cuts)) ** 2
-        result = np.zeros((len(self.lags), self.channels, self.channels))
-        with self.room.buffer(len(jobs), 2, len(self.lags) * most) as found:
-            spread(lambda job: self._tile(found[job[0]], *job[1:]), jobs)
-            for number, i, j, *_ in jobs:
-                shape = len(self.lags), i.stop - i.start, j.stop - j.start
-                even, odd = (half[: prod(shape)].reshape(shape) for half in found[number])
-                result[:, i, j] += even
-                result[:, i, j] += odd
-                if i != j:
-                    even -= odd
-                    result[:, j, i] += even.swapaxes(1, 2)
+        wave = (share * np.exp(2j * np.pi * turns)).reshape(len(self.lags), -1)
+        result = np.zeros((2, *wave.shape, len(self.moments)))
+        for n, lag in enumerate(self.lags[:, 0]):
+            cosine, sine = abs(lag), len(self.moments) // 2 + abs(lag)
+            result[0, n, :, cosine], result[1, n, :, cosine] = wave[n].real, wave[n].imag
+            if lag:
+                turned = np.sign(lag) * wave[n]
+                result[0, n, :, sine], result[1, n, :, sine] = -turned.imag, turned.real
         return result
 
-    def _tile(self, found: np.ndarray, i: slice, j: slice, first: int, last: int) -> None:
-        """Set the even and the odd part in the lag, of a range of frequencies and one tile."""
-        shape = (i.stop - i.start, j.stop - j.start)
-        step = max(1, min(last - first, _SCRATCH // prod(shape)))
-        found = found[:, : len(self.lags) * prod(shape)].reshape(2, len(self.lags), -1)
-        found[...] = 0.0
-        n = self.samples
+    @contextmanager
+    def maps(self) -> Iterator[np.ndarray]:
+        """A buffer for maps (samples, *sizes) that lie as `transform` needs them: samples behind
+        all axes but the last."""
+        *first, last = self.sizes
+        with self.room.buffer(*first[::-1], self.samples, last) as found:
+            maps = found.transpose(len(first), *range(len(first))[::-1], len(first) + 1)
+            yield maps.reshape(self.samples, *self.shape)
+
+    def transform(self, channel: int, maps: np.ndarray) -> None:
+        """Set the spectra of a channel from its maps (samples, *sizes), best from `maps`."""
+        dims, size = len(self.sizes), self.sizes[-1]
+        *first, last = self.matrices
+        lines = maps.reshape(-1, *self.sizes).transpose(*range(dims - 1, 0, -1), 0, dims)
+        found = lines.reshape(-1, size).T[None]
+        with ExitStack() as stack:
+            for matrix, size in zip(first, self.sizes[-2::-1], strict=True):
+                shape = len(found), len(matrix), found.shape[2]
+                out = stack.enter_context(self.room.buffer(*shape))
+                np.matmul(matrix, found, out=out)
+                found = out.reshape(len(found) * len(matrix) // 2, 2 * size, -1)
+            values = self.values.reshape(len(found), len(last), self.channels, self.samples)
+            np.matmul(last, found, out=values[:, :, channel])
+
+    def correlations(self, out: np.ndarray) -> None:
+        """Set ``out`` (lags, channels, channels): Σ x_c[p]·x_d[p + lag] over samples and
+        positions."""
+        cuts = -(-self.channels // _TILE)
+        edges = [self.channels * n // cuts for n in range(cuts + 1)]
+        blocks = [slice(*edges[n : n + 2]) for n in range(cuts)]
+        tiles = list(combinations_with_replacement(blocks, 2))
+        lines, most = prod(self.kept[:-1]), -(-self.channels // cuts)
+        shape = 2, lines, len(self.moments), most * most
+        held = min(len(tiles), max(1, _HELD // prod(shape)))
+        with self.room.buffer(held, *shape) as found:
+            for start in range(0, len(tiles), held):
+                jobs = list(zip(tiles[start : start + held], found, strict=False))
+                spread(lambda job: self._multiply(*job[0], job[1]), product(jobs, range(lines)))
+                rows = range(0, most, _ROWS)
+                spread(lambda job: self._invert(*job[0], job[1], out), product(jobs, rows))
+
+    def _multiply(self, tile: tuple[slice, slice], found: np.ndarray, line: int) -> None:
+        """Set the moments of a tile of the cross-spectra, real and imaginary parts times two, along
+        a line of frequencies."""
+        (i, j), each, count = tile, self.kept[-1], len(self.moments)
+        matrix = self.halved if self.twins[line] else self.moments
+        rows, columns = i.stop - i.start, j.stop - j.start
+        shapes = [(rows, columns)] * 2 + [(columns, rows)] * (i != j)
         with (
             np.errstate(all="ignore"),
-            self.room.buffer(3, step, *shape) as scratch,
-            self.room.buffer(*found[0].shape) as part,
+            self.room.buffer(len(shapes), each, found.shape[-1]) as products,
+            self.room.buffer(count, found.shape[-1]) as spare,
+            self.room.buffer(*self.values.shape[2:]) as total,
         ):
-            for start in range(first, last, step):
-                at = slice(start, min(start + step, last))
-                real, imag, other = scratch[:, : at.stop - start]
-                a = self.values[at, i].reshape(len(real), -1, 2 * n)
-                b = self.values[at, j].reshape(len(real), -1, 2 * n).swapaxes(1, 2)
-                np.matmul(a, b, out=real)
-                np.matmul(a[..., n:], b[:, :n], out=imag)
-                if i == j:
-                    other[...] = imag.swapaxes(1, 2)
-                else:
-                    np.matmul(a[..., :n], b[:, n:], out=other)
-                imag -= other
-                for total, wave, values in zip(found, self.waves, (real, imag), strict=True):
-                    total += np.matmul(wave[:, at], values.reshape(len(values), -1), out=part)
+            size = matrix.shape[1]
+            flat = products[:, :size, : rows * columns]
+            made = [part.reshape(size, *shape) for part, shape in zip(flat, shapes, strict=True)]
+            spectra = self.values[line * each : line * each + size]
+            for (p, q), *into in zip(spectra, *made, strict=True):
+                for own in {i.start: i, j.start: j}.values():
+                    np.add(p[own], q[own], out=total[own])
+                np.matmul(total[i], total[j].T, out=into[0])
+                np.matmul(p[i], q[j].T, out=into[1])
+                if i != j:
+                    np.matmul(p[j], q[i].T, out=into[2])
+            outs = [out[:, : rows * columns] for out in (*found[:, line], spare)]
+            real, imag, *other = (
+                np.matmul(matrix, part, out=out).reshape(count, *shape)
+                for part, out, shape in zip(flat, outs, shapes, strict=False)
+            )
+            turned = (other[0] if other else imag).swapaxes(1, 2)
+            real -= imag
+            real -= turned
+            imag -= turned
+
+    def _invert(
+        self, tile: tuple[slice, slice], found: np.ndarray, start: int, out: np.ndarray
+    ) -> None:
+        """Set a tile of the correlations, from some of its rows on."""
+        i, j = tile
+        rows = slice(i.start + start, min(i.start + start + _ROWS, i.stop))
+        columns = j.stop - j.start
+        cut = slice(start * columns, (rows.stop - i.start) * columns)
+        waves = self.waves.reshape(2, len(self.lags), -1)
+        flat = found.reshape(2, -1, found.shape[-1])[:, :, cut]
+        with np.errstate(all="ignore"):
+            even, odd = (waves @ flat).reshape(2, len(self.lags), -1, columns)
+            np.add(even, odd, out=out[:, rows, j])
+            if i != j:
+                out[:, j, rows] = (even - odd).swapaxes(1, 2)

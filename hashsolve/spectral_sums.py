@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -66,12 +67,14 @@ class Borders:
 
     def correlation(self, cell: Cell) -> np.ndarray:
         """The product over a thin cell, (channels, channels)."""
-        axis = self._axis(cell)
-        return sum(
-            self._part(axis, at, cell.ranges, [0] * len(cell.lag))
-            @ self._part(axis, at + cell.lag[axis], cell.ranges, cell.lag).T
-            for at in range(*cell.ranges[axis])
-        )
+        axis, zero = self._axis(cell), [0] * len(cell.lag)
+        result: Any = 0.0
+        for at in range(*cell.ranges[axis]):
+            a = b = self._part(axis, at, cell.ranges, zero)
+            if any(cell.lag):
+                b = self._part(axis, at + cell.lag[axis], cell.ranges, cell.lag)
+            result = result + a @ b.T  # half the work where both are one
+        return result
 
     def _part(self, axis: int, at: int, ranges: Sequence[Range], lag: Sequence[int]) -> np.ndarray:
         values = self.values[axis, at]
@@ -133,39 +136,52 @@ class SpectralSums:
         count = len(streams[0])
         self.spectra.reserve(count)
         self.borders.reserve(count)
-        inputs, energy = np.empty((2, *self.inputs.shape))
+        inputs, ones = np.empty(self.inputs.shape), np.ones(count)
 
         def transform(channel: int) -> None:
             number, own = divmod(channel, self.channels)
-            shape = (count, *self.plan.spatial)
-            with np.errstate(all="ignore"), self.spectra.room.buffer(*shape) as maps:
-                maps[...] = streams[number][:, own]
-                inputs[channel] = maps.sum(axis=0)
-                energy[channel] = np.einsum("n...,n...->...", maps, maps)
-                filled = self._padded(maps[:, None])[:, 0]
-                self.borders.keep(channel, filled)
-                self.spectra.transform(channel, filled)
+            with np.errstate(all="ignore"), self.spectra.maps() as maps:
+                maps[...] = self._padded(streams[number][:, own : own + 1])[:, 0]
+                inputs[channel] = self._inner(ones @ np.moveaxis(maps, 0, -2))
+                self.borders.keep(channel, maps)
+                self.spectra.transform(channel, maps)
 
         spread(transform, range(len(inputs)))
         for number, stream in enumerate(streams):
             own = slice(number * self.channels, (number + 1) * self.channels)
             if not np.isfinite(inputs[own]).all():
                 finite(stream, f"{self.name}: {('inputs', 'reference')[number]}")
-            if energy[own].max() < SMALLEST_SQUARE:
-                self.peaks[number] = max(self.peaks[number], np.abs(stream).max())
         self.inputs += inputs
-        whole = self.spectra.correlations()
+        with self.spectra.room.buffer(len(self.classes), *self.cells.shape[1:]) as whole:
+            self.spectra.correlations(whole)
+            self._add_cells(whole, streams)
+
+    def _add_cells(self, whole: np.ndarray, streams: Sequence[np.ndarray]) -> None:
+        """Add the cells that make up the correlations of a chunk, which are used up."""
+        squares: dict[int, np.ndarray] = {}  # of each channel, over the cells that show them
 
         def separate(k: int) -> None:
-            _, *others = self.classes[k]
+            largest, *others = self.classes[k]
             with np.errstate(all="ignore"):
                 for n in others:
                     part = self.borders.correlation(self.inner[n])
                     self.cells[n] += part
                     whole[k] -= part
+                    if n in self.plan.squares:
+                        squares[n] = np.diagonal(part)
+            if largest in self.plan.squares:
+                squares[largest] = np.diagonal(whole[k]).copy()
 
         spread(separate, range(len(whole)))
-        hidden = self._hidden(energy)
+        energy = np.sum(list(squares.values()), axis=0)
+        for number, stream in enumerate(streams):
+            if energy.reshape(-1, self.channels)[number].max() < SMALLEST_SQUARE:
+                self.peaks[number] = max(self.peaks[number], np.abs(stream).max())
+        seen = np.zeros((len(self.plan.taps), len(energy)))
+        for i, j, n in self.plan.uses:
+            if i == j:
+                seen[i] += squares[n]
+        hidden = energy > _HIDDEN * seen.min(axis=0)
         if hidden.any():
             self._sum_directly(whole, hidden, np.concatenate(streams, axis=1))
         for part, (largest, *_) in zip(whole, self.classes, strict=True):
@@ -176,10 +192,11 @@ class SpectralSums:
             return maps
         return pad(maps, self.plan.pads, self.plan.geometry.padding_mode)
 
-    def _hidden(self, energy: np.ndarray) -> np.ndarray:
-        """Which channels have nearly all of their energy where some tap does not see it."""
-        seen = Planes(self.plan, energy[None]).totals().min(axis=1)
-        return self._padded(energy[None])[0].reshape(len(energy), -1).sum(axis=1) > _HIDDEN * seen
+    def _inner(self, maps: np.ndarray) -> np.ndarray:
+        """One channel (*spatial) without its padding."""
+        before = [first for first, _ in self.plan.pads[2:]] if self.plan.pads else [0] * maps.ndim
+        sizes = zip(before, self.plan.spatial, strict=True)
+        return maps[tuple(slice(first, first + size) for first, size in sizes)]
 
     def _sum_directly(self, whole: np.ndarray, hidden: np.ndarray, maps: np.ndarray) -> None:
         """Set rows and columns of hidden channels to the products over the largest cells."""

@@ -6,6 +6,12 @@ Each layer is binarised by `hashsolve.binarize` in a process of its own, from an
 its input maps up, batch by batch, and keeps none. ``peak`` is that process's largest resident set
 (getrusage, interpreter and libraries included); ``said`` is what ``--dry-run`` had said, whatever
 the number of rows. Prints one line of JSON a layer; exits with 1 where a peak is above that.
+
+    python tests/benchmarks/memory.py --layer conv512 --method auto --effort fast --limit 600
+
+sums one layer's batches and solves the problem, for so many seconds at most: the peak of a method
+that would take hours. ``steps`` are its
+sweeps over all columns, and columns searched.
 """
 
 from __future__ import annotations
@@ -23,6 +29,13 @@ import click
 import numpy as np
 
 import hashsolve as hs
+from hashsolve.activations import (
+    FULL,
+    group_weights,
+    layer_sums,
+    open_activations,
+    write_activations,
+)
 from hashsolve.estimate import estimate
 
 CONV = hs.Geometry.conv((3, 3), padding=1)
@@ -99,13 +112,64 @@ def one(name: str, gigabytes: float, folder: str) -> None:
     print(json.dumps(row), flush=True)
 
 
+def within(
+    name: str, gigabytes: float, folder: str, method: str, effort: str, limit: float
+) -> None:
+    """Sum one layer and solve it for so many seconds at most, here, and print what it took."""
+    _, geometry, sample, batch, share, _ = LAYERS[name]
+    network = Endless(name)
+    said = estimate(network, Batches(1), method=method)
+    each = batch * int(np.prod(sample)) * np.dtype("float16").itemsize
+    batches = range(-(-int(gigabytes * share * 1e9) // each))
+    maps = (network.layer_input(name, np.full((1, 1), n), binarized=False) for n in batches)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        path = Path(inside) / "maps.h5"
+        write_activations(path, ({FULL: batch} for batch in maps), geometry, "float16")
+        with open_activations(path) as streams:
+            (sums,) = layer_sums(streams[FULL], network.original, geometry)
+    problem = hs.Problem.from_sums(sums, group_weights(network.original, geometry)[0])
+    del sums
+    solution = hs.solve(problem, method, effort, time_limit=limit)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    row = {
+        "layer": name,
+        "method": method,
+        "effort": effort,
+        "inputs": problem.inputs,
+        "columns": problem.columns,
+        "rows": problem.rows,
+        "peak": peak,
+        "said": said.memory,
+        "seconds": round(time.perf_counter() - begun),
+        "steps": solution.sweeps,
+        "status": solution.status.name,
+        "relative_error": solution.relative_error,
+    }
+    print(json.dumps(row), flush=True)
+
+
 @click.command()
 @click.option("--gigabytes", default=8.0)
 @click.option("--folder", default=None, help="Where the caches lie; they are deleted.")
 @click.option("--layer", type=click.Choice(list(LAYERS)), help="Only this one.")
+@click.option("--method", default="auto", show_default=True, help="With --limit.")
+@click.option("--effort", default="default", show_default=True, help="With --limit.")
+@click.option("--limit", type=float, help="Solve the layer, for so many seconds at most.")
 @click.option("--here", is_flag=True, hidden=True)
-def main(gigabytes: float, folder: str | None, layer: str | None, here: bool) -> None:
+def main(
+    gigabytes: float,
+    folder: str | None,
+    layer: str | None,
+    method: str,
+    effort: str,
+    limit: float | None,
+    here: bool,
+) -> None:
     """Measure each layer in a process of its own."""
+    if here and limit:
+        within(layer, gigabytes, folder, method, effort, limit)
+        return
     if here:
         one(layer, gigabytes, folder)
         return
@@ -114,6 +178,8 @@ def main(gigabytes: float, folder: str | None, layer: str | None, here: bool) ->
         command = [sys.executable, __file__, "--here", "--layer", name]
         command += ["--gigabytes", str(gigabytes)]
         command += ["--folder", folder or tempfile.gettempdir()]
+        if limit:
+            command += ["--method", method, "--effort", effort, "--limit", str(limit)]
         text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         print(text, end="", flush=True)
         row = json.loads(text)
