@@ -29,7 +29,11 @@ def array(value: Any, name: str, ndim: int | tuple[int, ...]) -> np.ndarray:
     wanted = (ndim,) if isinstance(ndim, int) else ndim
     if len(result.shape) not in wanted:
         dims = " or ".join(map(str, wanted))
-        hint = "; a single column is array[:, None]" if wanted == (2,) and result.ndim == 1 else ""
+        hint = (
+            "; a single column is array[:, None]"
+            if wanted == (2,) and len(result.shape) == 1
+            else ""
+        )
         raise ValueError(
             f"{name}: expected {dims} dimensions, got shape {tuple(result.shape)}{hint}"
         )

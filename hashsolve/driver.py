@@ -197,7 +197,10 @@ def binarize(
             summary = _summary(results, plan, seconds)
             summary["remarks"] = list(getattr(network, "remarks", ()))
             if residual and not plan.settings["residual"]:
-                summary["remarks"].append("residual: no layer had a shortcut to make up for")
+                found = "no layer showed a shortcut to make up for"
+                if propagation != "asym":
+                    found = f"without effect with propagation {propagation!r}"
+                summary["remarks"].append(f"residual: {found}")
             if intercept and not plan.settings["intercept"]:
                 summary["remarks"].append("intercept: no layer had what takes up a constant")
             if len(results) > 1 and _unmoved(network, calibration, results[-1]):

@@ -101,9 +101,10 @@ def _why_not_h5(path: Path, error: Exception) -> str:
     if path.suffix in (".npy", ".npz"):
         return "not an HDF5 file, but NumPy's, which holds none of what is wanted here"
     if path.suffix in (".csv", ".tsv", ".txt", ".dat"):
+        comma = ", delimiter=','" if path.suffix == ".csv" else ""
         return (
             "not an HDF5 file, nor an .npy or .npz; of text make one: "
-            f"numpy.save({path.stem + '.npy'!r}, numpy.loadtxt({path.name!r}, delimiter=','))"
+            f"numpy.save({str(path.with_suffix('.npy'))!r}, numpy.loadtxt({str(path)!r}{comma}))"
         )
     return "damaged or not an HDF5 file, nor an .npy or .npz: no other kinds are read"
 

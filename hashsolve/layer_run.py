@@ -122,7 +122,7 @@ def layer_batches(
             aware = any_binarized and layer.name in settings["residual"]
             for kind in (kind for kind, wanted in kinds.items() if wanted):
                 binarized = kind == BINARIZED
-                for call, found in enumerate(_calls(network, layer, batch, binarized)):
+                for call, found in enumerate(layer_calls(network, layer, batch, binarized)):
                     maps[stream(kind, first + call)] = found
                 if aware and isinstance(network, ResidualNetwork):
                     added = network.shortcut(layer.name, batch, binarized=binarized)
@@ -138,7 +138,7 @@ def layer_batches(
         )
 
 
-def _calls(network: Network, layer: Layer, batch: Any, binarized: bool) -> list[np.ndarray]:
+def layer_calls(network: Network, layer: Layer, batch: Any, binarized: bool) -> list[np.ndarray]:
     """The inputs of each call of a layer, for one batch."""
     calls = calls_of(network.layer_input(layer.name, batch, binarized=binarized))
     if len(calls) != layer.calls:

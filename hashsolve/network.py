@@ -168,10 +168,10 @@ def what_lacks(network: object) -> str:
     """What an object lacks to be a `Network`, in words; nothing where it is one."""
     if isinstance(network, type):
         return f"it is the class {network.__name__} itself, not one made of it"
-    if isinstance(network, Network):
-        return ""
     needed = ("layers", "weight", "layer_input", "write", "state")
     missing = [name for name in needed if not callable(getattr(network, name, None))]
+    if not missing:
+        return ""
     return (
         f"a {type(network).__name__} is no hashsolve.Network: it lacks {', '.join(missing)} "
         "(a torch module becomes one by torch_glue.TorchNetwork(model))"

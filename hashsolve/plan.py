@@ -68,30 +68,15 @@ def make_plan(
     ValueError
         For settings, calibration or layers that cannot be used.
     """
-    lacking = what_lacks(network)
-    if lacking:
-        raise ValueError(f"network: {lacking}")
     checks.choice(method, "method", METHODS)
     checks.choice(effort, "effort", EFFORTS)
     checks.choice(propagation, "propagation", PROPAGATIONS)
     checks.choice(dtype, "dtype", DTYPES)
     checks.choice(precision, "precision", PRECISIONS)
     seed = checks.whole(seed, "seed", 0)
-    try:
-        once = iter(calibration) is calibration
-    except TypeError:
-        raise ValueError(
-            f"calibration: expected batches to go through, got {type(calibration).__name__}"
-        ) from None
-    if once:
-        raise ValueError(
-            "calibration: this iterator can be gone through only once, but each layer needs a "
-            "pass; give a list, an array of batches or a loader"
-        )
-    first = next(iter(calibration), None)
-    if first is None:
-        raise ValueError("calibration: it holds no batches")
-    layers = select(network.layers(first), skip)
+    if lacking := what_lacks(network):
+        raise ValueError(f"network: {lacking}")
+    layers = select(network.layers(first_of(calibration)), skip)
     state = hashlib.sha256()
     for batch in calibration:  # one at a time: they need not fit in memory
         update(batch, state)
@@ -125,6 +110,25 @@ def make_plan(
         "settings": digest(settings),
     }
     return Plan(layers, settings, fingerprints, data, weights)
+
+
+def first_of(calibration: Iterable[Any]) -> Any:
+    """The first batch of calibration that can be gone through again and again."""
+    try:
+        once = iter(calibration) is calibration
+    except TypeError:
+        raise ValueError(
+            f"calibration: expected batches to go through, got {type(calibration).__name__}"
+        ) from None
+    if once:
+        raise ValueError(
+            "calibration: this iterator can be gone through only once, but each layer needs a "
+            "pass; give a list, an array of batches or a loader"
+        )
+    first = next(iter(calibration), None)
+    if first is None:
+        raise ValueError("calibration: it holds no batches")
+    return first
 
 
 def _weight_digest(network: Network, layer: Layer) -> str:

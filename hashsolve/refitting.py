@@ -20,10 +20,14 @@ from hashsolve.activations import (
     stream,
     write_activations,
 )
-from hashsolve.network import Layer, Network, calls_of
+from hashsolve.layer_run import layer_calls
+from hashsolve.network import Layer, Network, what_lacks
+from hashsolve.plan import first_of
 from hashsolve.suggest import did_you_mean
 from hashsolve.sums import Sums
 from hashsolve.threads import one_blas_thread
+
+LEAST_RIDGE = 1e-9  # so that whatever the data, the system is far from singular
 
 
 def refit(
@@ -45,17 +49,19 @@ def refit(
     ----------
     network : Network
         As `binarize` has left it, in an adapter that has not written it; these layers of it are
-        rewritten in place, or none after an error.
+        rewritten in place, or none after an error. What takes up their constants is as in the
+        reference: a layer is not to be fitted twice.
     reference : Network
         The same network in full precision.
     calibration : iterable of batches
-        As in `binarize`: gone through once a layer.
+        As in `binarize`: gone through once a layer; inputs are cached in the system's folder for
+        temporary files.
     layers : iterable of str
         Names of layers to fit, which are fitted in the order in which a pass reaches them. Each
         gets a constant too where something takes it up (`Layer.constant`).
     ridge : float
-        λ > 0 as a share of the mean of ‖X̂_s‖² over the inputs s (about their means, where there is
-        a constant): what keeps W near W₀ where the data say little of it.
+        λ as a share of the mean of ‖X̂_s‖² over the inputs s (about their means, where there is a
+        constant), 1e-9 at least: what keeps W near W₀ where the data say little of it.
 
     Returns
     -------
@@ -65,7 +71,8 @@ def refit(
     Raises
     ------
     ValueError
-        For layers that are not there or not reached, share a weight, or have no data.
+        For layers that are not there or not reached, share a weight or differ from the
+        reference's, have no outputs, or have nothing binarised before them.
 
     Examples
     --------
@@ -86,6 +93,9 @@ def refit(
     ...
     ...     def write(self, name, weight):
     ...         self.weights[name] = weight
+    ...
+    ...     def state(self):
+    ...         return {}
     >>> rng = np.random.default_rng(0)
     >>> first, second = rng.normal(size=(6, 8)), rng.normal(size=(2, 6))
     >>> binary, full = Two(0.8 * np.sign(first), second), Two(first, second)
@@ -95,12 +105,24 @@ def refit(
     True
     """
     ridge = checks.positive(ridge, "ridge")
+    if ridge < LEAST_RIDGE:
+        raise ValueError(f"ridge: must be {LEAST_RIDGE:g} at least, got {ridge:g}")
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    batch = next(iter(calibration), None)
-    if batch is None:
-        raise ValueError("calibration: it holds no batches")
-    reference.layers(batch)
+    for name, given in (("network", network), ("reference", reference)):
+        if lacking := what_lacks(given):
+            raise ValueError(f"{name}: {lacking}")
+    batch = first_of(calibration)
+    known = {layer.name: layer for layer in reference.layers(batch)}
     found = _chosen(network.layers(batch), wanted)
+    for layer in found:
+        if known.get(layer.name) != layer:
+            raise ValueError(f"reference: its layer {layer.name} is missing, or another one")
+    if all(_same_inputs(network, reference, layer, batch) for layer in found):
+        raise ValueError(
+            "network: these layers have the inputs that they have in the reference: nothing before "
+            "them is binarised (an adapter that has written puts weights back when it is used "
+            "again: run.apply(network), then make a new one)"
+        )
     errors, written = {}, []
     try:
         for layer in found:
@@ -131,6 +153,11 @@ def _chosen(layers: Iterable[Layer], wanted: list[str]) -> list[Layer]:
     return [layer for layer in known.values() if layer.name in wanted]
 
 
+def _same_inputs(network: Network, reference: Network, layer: Layer, batch: Any) -> bool:
+    own = layer_calls(network, layer, batch, True)
+    return all(map(np.array_equal, own, layer_calls(reference, layer, batch, False)))
+
+
 def _refit_layer(
     network: Network, reference: Network, calibration: Iterable[Any], layer: Layer, ridge: float
 ) -> tuple[float, float]:
@@ -138,8 +165,8 @@ def _refit_layer(
 
     def maps() -> Iterator[dict[str, np.ndarray]]:
         for batch in calibration:
-            own = calls_of(network.layer_input(layer.name, batch, binarized=True))
-            full = calls_of(reference.layer_input(layer.name, batch, binarized=False))
+            own = layer_calls(network, layer, batch, True)
+            full = layer_calls(reference, layer, batch, False)
             seen = {stream(BINARIZED, call): array for call, array in enumerate(own)}
             yield seen | {stream(FULL, call): array for call, array in enumerate(full)}
 
@@ -151,6 +178,8 @@ def _refit_layer(
         with layer_streams(cache) as calls:
             sums = calls_sums(calls, full_weight, geometries, layer.name)
     starts = group_weights(network.weight(layer.name), layer.geometry)
+    if not any(total.energy.any() for total in sums):
+        raise ValueError(f"{layer.name}: its outputs are zero on all calibration data")
     fits = [
         _fit(total, start, ridge, layer.constant is not None)
         for total, start in zip(sums, starts, strict=True)
@@ -179,8 +208,9 @@ def _fit(
             energy = energy - sums.target_sum**2 / sums.row_weight
         hold = ridge * np.trace(gram) / len(gram)
         if hold > 0:  # else there are no data
-            held = gram + hold * np.eye(len(gram))
-            weight = start + linalg.solve(held, cross - gram @ start, assume_a="pos")
+            held, missing = gram.copy(), cross - gram @ start
+            held[np.diag_indices(len(held))] += hold
+            weight = start + linalg.cho_solve(linalg.cho_factor(held, overwrite_a=True), missing)
         if intercept:
             constant = (sums.target_sum - weight.T @ sums.input_sum) / sums.row_weight
     after = _loss(gram, cross, energy, weight)

@@ -73,12 +73,18 @@ def test_never_worse_whatever_the_batches(seed, ridge, cuts):
     assert results[0] == results[1]
 
 
-def test_a_network_in_full_precision_stays_as_it_is():
-    binary, full = pair()
-    before = binary.original["fc"].copy()
-    (error,) = hs.refit(binary, full, [images()], ["fc"]).values()
-    np.testing.assert_allclose(binary.products["fc"].weight, before, rtol=1e-9, atol=1e-12)
-    assert max(error) < 1e-12
+def test_a_network_in_full_precision_is_refused():
+    binary, full = pair("fc")
+    with pytest.raises(ValueError, match="network: these layers have the inputs"):
+        hs.refit(binary, full, [images()], ["block.depth", "fc"])
+
+
+def test_few_data_leave_the_weight_where_they_say_nothing():
+    binary, full = pair("stem.conv")
+    (before, after) = hs.refit(binary, full, [images(1)], ["fc"], ridge=1e-9)["fc"]
+    assert after < 1e-6 * before
+    moved = binary.products["fc"].weight - full.original["fc"]
+    assert np.abs(moved).max() < 10 * np.abs(full.original["fc"]).max()
 
 
 def test_a_later_layer_sees_an_earlier_fit():
@@ -105,10 +111,22 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=says):
             hs.refit(binary, full, [batch], names)
-    with pytest.raises(ValueError, match="ridge"):
-        hs.refit(binary, full, [batch], ["fc"], ridge=0)
+    for ridge in (0, 1e-20):
+        with pytest.raises(ValueError, match="ridge"):
+            hs.refit(binary, full, [batch], ["fc"], ridge=ridge)
     with pytest.raises(ValueError, match="calibration: it holds no batches"):
         hs.refit(binary, full, [], ["fc"])
+    with pytest.raises(ValueError, match="gone through only once"):
+        hs.refit(binary, full, iter([batch]), ["fc"])
+    with pytest.raises(ValueError, match=r"reference: a Product is no hashsolve\.Network"):
+        hs.refit(binary, full.products["fc"], [batch], ["fc"])
+    lacking = NumpyNetwork(full.steps[:-1])
+    with pytest.raises(ValueError, match="reference: its layer fc is missing"):
+        hs.refit(binary, lacking, [batch], ["fc"])
+    silent, dead = pair("stem.conv")
+    dead.original["fc"] = 0 * dead.original["fc"]
+    with pytest.raises(ValueError, match="fc: its outputs are zero"):
+        hs.refit(silent, dead, [batch], ["fc"])
     one = Product(np.ones((4, 4)), hs.Geometry())
     tied = NumpyNetwork([("a", one), ("relu", relu), ("b", Product(one.weight, hs.Geometry()))])
     with pytest.raises(ValueError, match="layers: a: its weight is shared"):

@@ -242,6 +242,21 @@ class TorchNetwork:
             full = full.double() + sign * added
         _fill(getattr(owner, attribute)[rows], full)
 
+    def takers(self, name: str) -> list[Tensor]:
+        """What shapes a layer's outputs where its constant is taken up: its bias, or all of the
+        BatchNorm behind it; nothing for other layers.
+
+        Parameters
+        ----------
+        name : str
+        """
+        owner, attribute, *_ = self._constants.get(name, (None, ""))
+        if owner is None:
+            return []
+        if attribute != "running_mean":
+            return [getattr(owner, attribute).detach()]
+        return [value.detach() for value in owner.state_dict().values()]
+
     def state(self) -> dict[str, Any]:
         """The full-precision parameters and the buffers, persistent or not."""
         with self._weights(binarized=False):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import hashsolve
+from hashsolve.plan import first_of
 from torch_glue.network import TorchNetwork
 from torch_glue.passes import batches_of, random_state_kept
 
@@ -25,7 +27,7 @@ def refit(
     Parameters
     ----------
     model : torch.nn.Module
-        As `binarize` left it; these layers are rewritten in place.
+        As `binarize` left it; these layers are rewritten in place, each at most once.
     reference : torch.nn.Module
         The network in full precision.
     images : tensor, array, data set, or iterable of batches
@@ -57,11 +59,21 @@ def refit(
     >>> errors["2"][1] < errors["2"][0]
     True
     """
+    layers = [layers] if isinstance(layers, str) else list(layers)
+    network, full = (TorchNetwork(module, shortcuts=False) for module in (model, reference))
+    batches = batches_of(images)
     with random_state_kept():
-        return hashsolve.refit(
-            TorchNetwork(model, shortcuts=False),
-            TorchNetwork(reference, shortcuts=False),
-            batches_of(images),
-            layers,
-            ridge=ridge,
-        )
+        first = first_of(batches)
+        for adapter in (network, full):
+            adapter.layers(first)
+        for name in layers:
+            if not _same(network.takers(name), full.takers(name)):
+                raise ValueError(
+                    f"layers: the bias or BatchNorm of {name} is not the reference's: it was "
+                    "fitted or trained since; fit each layer once, before training"
+                )
+        return hashsolve.refit(network, full, batches, layers, ridge=ridge)
+
+
+def _same(own: list[Tensor], full: list[Tensor]) -> bool:
+    return len(own) == len(full) and all(map(torch.equal, own, full))

@@ -40,7 +40,7 @@ def test_demo(short, tmp_path, monkeypatch, capsys):
     for row in saved["rows"]:
         assert cli.main(["inspect", row["run_dir"]]) == 0
         out, error = capsys.readouterr()
-        assert f"method: {row['method']}" in out and "finished: True" in out
+        assert f"method: {row['method']}" in out and "finished: yes" in out
     # a second one, into another folder, is the same
     assert cli.main(["demo", "--json", "--run-dir", "again"]) == 0
     again = json.loads(capsys.readouterr().out)

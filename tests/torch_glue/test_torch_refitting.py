@@ -38,6 +38,8 @@ def test_weight_and_bias_by_least_squares():
     constant = mean_y - mean_x @ expected
     torch.testing.assert_close(model[5].bias.double(), constant, rtol=1e-4, atol=1e-5)
     assert after < before
+    with pytest.raises(ValueError, match="the bias or BatchNorm of 5 is not the reference's"):
+        torch_glue.refit(model, full, images, ["5"])  # the constant would be added twice
 
 
 def test_a_batchnorm_takes_the_constant_up_and_all_else_stays():
