@@ -196,10 +196,11 @@ class Spectra:
         held = min(len(tiles), max(1, _HELD // prod(shape)))
         with self.room.buffer(held, *shape) as found:
             for start in range(0, len(tiles), held):
-                jobs = list(zip(tiles[start : start + held], found, strict=False))
-                spread(lambda job: self._multiply(*job[0], job[1]), product(jobs, range(lines)))
-                rows = range(0, most, _ROWS)
-                spread(lambda job: self._invert(*job[0], job[1], out), product(jobs, rows))
+                parts = list(zip(tiles[start : start + held], found, strict=False))
+                multiplied = [(*part, line) for part, line in product(parts, range(lines))]
+                spread(lambda job: self._multiply(*job), multiplied)
+                inverted = [(*part, row) for part, row in product(parts, range(0, most, _ROWS))]
+                spread(lambda job: self._invert(*job, out=out), inverted)
 
     def _multiply(self, tile: tuple[slice, slice], found: np.ndarray, line: int) -> None:
         """Set the moments of a tile of the cross-spectra, real and imaginary parts times two, along
