@@ -199,8 +199,9 @@ class Spectra:
                 parts = list(zip(tiles[start : start + held], found, strict=False))
                 multiplied = [(*part, line) for part, line in product(parts, range(lines))]
                 spread(lambda job: self._multiply(*job), multiplied)
-                inverted = [(*part, row) for part, row in product(parts, range(0, most, _ROWS))]
-                spread(lambda job: self._invert(*job, out=out), inverted)
+                rows = range(0, most, _ROWS)
+                inverted = [(*part, row, out) for part, row in product(parts, rows)]
+                spread(lambda job: self._invert(*job), inverted)
 
     def _multiply(self, tile: tuple[slice, slice], found: np.ndarray, line: int) -> None:
         """Set the moments of a tile of the cross-spectra, real and imaginary parts times two, along
