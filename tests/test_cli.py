@@ -314,7 +314,7 @@ MISTAKES = {
     "solve pickled.npy --weights W.npy": "pickled.npy: not a readable NumPy file",
     "solve cut.npz": "cut.npz: not an .npz file, or one cut short",
     "solve cut.h5": "cut.h5: damaged or not an HDF5 file",
-    "solve text.txt": "numpy.save('text.npy', numpy.loadtxt('text.txt', delimiter=','))",
+    "solve text.txt": "numpy.save('text.npy', numpy.loadtxt('text.txt'))",
     "solve nets.py": "nets.py: damaged or not an HDF5 file, nor an .npy or .npz",
     "solve text.npy --weights W.npy": "it does not begin like one",
     "solve pickled.npy --weights Y.npy": "save array.astype(float)",
