@@ -266,7 +266,8 @@ def _numpy(path: Path, **options: Any) -> Any:
         return np.load(path, allow_pickle=False, **options)
     except Exception as error:
         why = str(error)
-        if "pickle" in why or "Python objects" in why:  # NumPy takes all that it does not know for a pickle, too
+        if "pickle" in why or "Python objects" in why:
+            # NumPy takes all that it does not know for a pickle, too
             with open(path, "rb") as file:
                 known = file.read(6) == np.lib.format.MAGIC_PREFIX
             why = (
