@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from hashsolve.files import digest
-from hashsolve.layer_run import LayerResult, do_layer, layer_batches
-from hashsolve.network import Network, calls_of, units
+from hashsolve.layer_run import LayerResult, do_layer, layer_batches, same_inputs
+from hashsolve.network import Network, units
 from hashsolve.plan import Plan, make_plan
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
@@ -203,9 +203,12 @@ def binarize(
                 summary["remarks"].append(f"residual: {found}")
             if intercept and not plan.settings["intercept"]:
                 summary["remarks"].append("intercept: no layer had what takes up a constant")
-            if len(results) > 1 and _unmoved(network, calibration, results[-1]):
+            last = results[-1]
+            if len(results) > 1 and same_inputs(
+                network, network, last.layer, next(iter(calibration))
+            ):
                 summary["remarks"].append(
-                    f"{results[-1].name}: its inputs are the same whether the layers before it are "
+                    f"{last.name}: its inputs are the same whether the layers before it are "
                     "binarised or not; where it comes after them, write() has no effect"
                 )
             report = Report(rows, summary)
@@ -251,16 +254,6 @@ def _layer_results(
         if solution.intercept is not None:
             written.append(solution.intercept)
         prefix = digest(prefix, *written)
-
-
-def _unmoved(network: Network, calibration: Iterable[Any], result: LayerResult) -> bool:
-    """Whether a layer's inputs for the first batch are those of the full-precision network."""
-    batch = next(iter(calibration))
-    full, binarized = (
-        calls_of(network.layer_input(result.name, batch, binarized=which))
-        for which in (False, True)
-    )
-    return all(map(np.array_equal, full, binarized))
 
 
 def _summary(

@@ -152,6 +152,12 @@ def layer_calls(network: Network, layer: Layer, batch: Any, binarized: bool) -> 
     return calls
 
 
+def same_inputs(network: Network, reference: Network, layer: Layer, batch: Any) -> bool:
+    """Whether one batch reaches a layer of a binarised network as in the full-precision one."""
+    own = layer_calls(network, layer, batch, True)
+    return all(map(np.array_equal, own, layer_calls(reference, layer, batch, False)))
+
+
 def do_layer(
     network: Network,
     maps: Iterator[dict[str, np.ndarray]],

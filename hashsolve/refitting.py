@@ -20,7 +20,7 @@ from hashsolve.activations import (
     stream,
     write_activations,
 )
-from hashsolve.layer_run import layer_calls
+from hashsolve.layer_run import layer_calls, same_inputs
 from hashsolve.network import Layer, Network, what_lacks
 from hashsolve.plan import first_of
 from hashsolve.suggest import did_you_mean
@@ -117,7 +117,7 @@ def refit(
     for layer in found:
         if known.get(layer.name) != layer:
             raise ValueError(f"reference: its layer {layer.name} is missing, or another one")
-    if all(_same_inputs(network, reference, layer, batch) for layer in found):
+    if all(same_inputs(network, reference, layer, batch) for layer in found):
         raise ValueError(
             "network: these layers have the inputs that they have in the reference: nothing before "
             "them is binarised (an adapter that has written puts weights back when it is used "
@@ -151,11 +151,6 @@ def _chosen(layers: Iterable[Layer], wanted: list[str]) -> list[Layer]:
     if not wanted:
         raise ValueError("layers: none is named")
     return [layer for layer in known.values() if layer.name in wanted]
-
-
-def _same_inputs(network: Network, reference: Network, layer: Layer, batch: Any) -> bool:
-    own = layer_calls(network, layer, batch, True)
-    return all(map(np.array_equal, own, layer_calls(reference, layer, batch, False)))
 
 
 def _refit_layer(

@@ -27,9 +27,7 @@ from hashsolve.threads import spread
 _TILE = 128  # channels
 _ROWS = 16  # of a tile, inverted at a time
 _HELD = 2**22  # numbers in the moments of tiles at a time
-_GAP = (
-    24  # numbers: rows of a product that lie a power of two apart push each other out of the cache
-)
+_GAP = 24  # numbers between spectra: a power of two apart, they push each other out of the cache
 
 
 class Room:

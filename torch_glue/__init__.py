@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch_glue.batchnorm import absorb_scales as absorb_scales
     from torch_glue.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
+    from torch_glue.binarizing import binarize as binarize
     from torch_glue.checkpoint import load_packed as load_packed
     from torch_glue.checkpoint import save_packed as save_packed
     from torch_glue.export import export_onnx as export_onnx
     from torch_glue.fine_tuning import finetune as finetune
     from torch_glue.network import TorchNetwork as TorchNetwork
-    from torch_glue.network import binarize as binarize
     from torch_glue.parametrize import attach as attach
     from torch_glue.parametrize import detach as detach
     from torch_glue.refitting import refit as refit
@@ -20,7 +20,7 @@ _WHERE = {
     "TorchNetwork": "network",
     "absorb_scales": "batchnorm",
     "attach": "parametrize",
-    "binarize": "network",
+    "binarize": "binarizing",
     "detach": "parametrize",
     "export_onnx": "export",
     "finetune": "fine_tuning",

@@ -145,14 +145,13 @@ class Row:
             kinds = (nn.Conv2d, nn.Linear)
             layers = [n for n, m in model.named_modules() if isinstance(m, kinds) and n not in skip]
         else:
-            names = ("network", "start", "propagation", "effort", "calibration", "seed")
+            names = ("network", "start", "propagation", "effort", "calibration", "residual", "seed")
             parts = [str(row[name]).replace("/", "_") for name in names]
             begun = time.perf_counter()
             layers = torch_glue.binarize(
                 model,
                 calibration(row["calibration"]),
-                self.folder
-                / "-".join(["run", *parts, digest(skip)[:6]] + ["residual"] * row["residual"]),
+                self.folder / "-".join(["run", *parts, digest(skip)[:6]]),
                 skip=skip,
                 method=row["start"],
                 effort=row["effort"],
