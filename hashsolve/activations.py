@@ -361,6 +361,8 @@ def _sum_without_patches(
                 None if shift is None else shift[:, own],
             )
         del inputs, reference, shift  # before the next are read
+    if plan.spectral:
+        plan.shared[0].leave()
     for part, total in zip(parts, sums, strict=True):
         part.add_to(total)
 

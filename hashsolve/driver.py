@@ -21,6 +21,7 @@ from hashsolve.network import Network, units
 from hashsolve.plan import Plan, make_plan
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
+from hashsolve.spectra import forget
 
 logger = logging.getLogger("hashsolve")
 
@@ -218,6 +219,8 @@ def binarize(
             for result in results:
                 result.restore(network)
             raise
+        finally:
+            forget()
     return Run(results, report, folder.path)
 
 

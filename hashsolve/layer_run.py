@@ -21,12 +21,13 @@ from hashsolve.activations import (
     write_activations,
 )
 from hashsolve.files import update
-from hashsolve.instance import signs
+from hashsolve.instance import LARGE, signs
 from hashsolve.network import Layer, Network, ResidualNetwork, calls_of
 from hashsolve.problem import Problem
 from hashsolve.runfolder import RunFolder
 from hashsolve.solution import Solution
 from hashsolve.solver import solve
+from hashsolve.spectra import forget
 from hashsolve.sums import Sums
 from hashsolve.threads import product
 
@@ -189,6 +190,8 @@ def do_layer(
         )
     if not keep_activations:
         cache.unlink()
+    if layer.fan_in > LARGE:
+        forget()
     say("solving")
     weights = group_weights(full_weight, layer.geometry)
     variant = {name: settings[name] for name in ("scale_group", "fixed_scales")}

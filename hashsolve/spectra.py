@@ -24,10 +24,17 @@ import numpy as np
 
 from hashsolve.threads import spread
 
-_TILE = 128  # channels
+_TILE = 192  # channels
 _ROWS = 16  # of a tile, inverted at a time
 _HELD = 2**22  # numbers in the moments of tiles at a time
 _GAP = 24  # numbers between spectra: a power of two apart, they push each other out of the cache
+
+_spare: list[np.ndarray] = []
+
+
+def forget() -> None:
+    """Drop the memory that spectra have left to the next ones."""
+    _spare.clear()
 
 
 class Room:
@@ -75,7 +82,7 @@ class Spectra:
         self.kept = (self.lengths[-1] // 2 + 1, *self.lengths[-2::-1])
         self.samples = 0
         self.room = Room()
-        self._memory = np.empty(0)
+        self._memory = _spare.pop() if _spare else np.empty(0)
 
     def reserve(self, samples: int) -> None:
         """Make room for maps of so many samples."""
@@ -88,6 +95,12 @@ class Spectra:
                 self._memory = np.empty(prod(shape))
             lines = self._memory[: prod(shape)].reshape(shape)[:, :numbers]
             self.values = lines.reshape(prod(self.kept), 2, self.channels, samples)
+
+    def leave(self) -> None:
+        """Leave the memory to the next ones, until `forget`: where it is new, it costs more time
+        than the transforms. These spectra cannot be used any more."""
+        _spare[:] = [self._memory]
+        del self._memory, self.values
 
     def bytes(self, samples: int) -> int:
         """Of the spectra of so many samples."""
@@ -158,25 +171,21 @@ class Spectra:
                 result[0, n, :, sine], result[1, n, :, sine] = -turned.imag, turned.real
         return result
 
-    @contextmanager
-    def maps(self) -> Iterator[np.ndarray]:
-        """A buffer for maps (samples, *sizes) that lie as `transform` needs them: samples behind
-        all axes but the last."""
-        *first, last = self.sizes
-        with self.room.buffer(*first[::-1], self.samples, last) as found:
-            maps = found.transpose(len(first), *range(len(first))[::-1], len(first) + 1)
-            yield maps.reshape(self.samples, *self.shape)
-
     def transform(self, channel: int, maps: np.ndarray) -> None:
-        """Set the spectra of a channel from its maps (samples, *sizes), best from `maps`."""
-        dims, size = len(self.sizes), self.sizes[-1]
-        *first, last = self.matrices
-        lines = maps.reshape(-1, *self.sizes).transpose(*range(dims - 1, 0, -1), 0, dims)
-        found = lines.reshape(-1, size).T[None]
+        """Set the spectra of a channel from its maps (samples, *sizes)."""
+        first, *middle, last = self.matrices
+        dims, (size, *sizes) = len(self.sizes), self.sizes[-2::-1]
+        lines = maps.reshape(-1, *self.sizes).transpose(*range(dims - 1, 0, -1), dims, 0)
         with ExitStack() as stack:
-            for matrix, size in zip(first, self.sizes[-2::-1], strict=True):
-                shape = len(found), len(matrix), found.shape[2]
-                out = stack.enter_context(self.room.buffer(*shape))
+
+            def buffer(*shape: int) -> np.ndarray:
+                return stack.enter_context(self.room.buffer(*shape))
+
+            out = buffer(len(first), *lines.shape[:-2], self.samples)
+            np.matmul(first, lines, out=np.moveaxis(out, 0, -2))  # turns samples to the end
+            found = out.reshape(len(first) // 2, 2 * size, -1)
+            for matrix, size in zip(middle, sizes, strict=True):
+                out = buffer(len(found), len(matrix), found.shape[2])
                 np.matmul(matrix, found, out=out)
                 found = out.reshape(len(found) * len(matrix) // 2, 2 * size, -1)
             values = self.values.reshape(len(found), len(last), self.channels, self.samples)

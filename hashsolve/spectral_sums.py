@@ -137,12 +137,13 @@ class SpectralSums:
         self.spectra.reserve(count)
         self.borders.reserve(count)
         inputs, ones = np.empty(self.inputs.shape), np.ones(count)
+        sizes = self.spectra.shape
 
         def transform(channel: int) -> None:
             number, own = divmod(channel, self.channels)
-            with np.errstate(all="ignore"), self.spectra.maps() as maps:
+            with np.errstate(all="ignore"), self.spectra.room.buffer(count, *sizes) as maps:
                 maps[...] = self._padded(streams[number][:, own : own + 1])[:, 0]
-                inputs[channel] = self._inner(ones @ np.moveaxis(maps, 0, -2))
+                inputs[channel] = self._inner((ones @ maps.reshape(count, -1)).reshape(sizes))
                 self.borders.keep(channel, maps)
                 self.spectra.transform(channel, maps)
 

@@ -120,6 +120,22 @@ def test_no_cut_changes_a_bit(reference, rng):
         same(other, found[0])
 
 
+def test_memory_taken_over_changes_no_bit(rng):
+    """Spectra leave their memory, whatever is in it, to the next ones, until it is dropped."""
+    maps, weights = rng.normal(size=(9, 4, 7, 7)), rng.normal(size=(4, 4, 3, 3))
+    spectra.forget()
+    found = []
+    with by("spectra"):
+        for _ in range(2):
+            found.append(layer_sums(maps, weights, CONV, maps + 1))
+            (left,) = spectra._spare
+            left.fill(np.nan)
+    assert spectra._spare[0] is left
+    same(found[1], found[0])
+    spectra.forget()
+    assert not spectra._spare
+
+
 def test_outputs_that_cancel_are_zero(rng):
     """Weights of 3 and −1 on an input and thrice that: Y = 0, not what rounding leaves of it."""
     maps = rng.normal(size=(5, 2, 6, 6)) + 1
