@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
 
+from hashsolve.kernels.triangle import pack, reorder
 from hashsolve.threads import mirror, strips
 
 Array = NDArray[np.float64]
@@ -71,6 +72,14 @@ class Folded:
         self._set_diagonal(self._diagonal + diagonal)
         factor, failed = lapack.dpotrf(self.half, lower=1, overwrite_a=1, clean=0)
         return None if failed or not np.isfinite(factor[-1, -1]) else factor
+
+    def factorise_in(self, order: Array, diagonal: Array) -> Array:
+        """The lower factor of the matrix and this diagonal in another order, its rows packed."""
+        reorder(self.array, self._diagonal + diagonal, order)
+        _, failed = lapack.dpotrf(self.half, lower=1, overwrite_a=1, clean=0)
+        if failed:
+            raise np.linalg.LinAlgError("positive definite in one order, but not in another")
+        return pack(self.array)
 
     def __rmatmul__(self, left: Array) -> Array:
         lent = self.array.diagonal().copy()

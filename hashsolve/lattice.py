@@ -12,21 +12,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import lapack, solve_triangular
+from scipy.linalg import blas, lapack
 
 from hashsolve.bounds import shared
 from hashsolve.dual import factorise, folded
 from hashsolve.instance import Instance
 from hashsolve.kernels.beam import beam
 from hashsolve.kernels.order import least_pivots
-from hashsolve.threads import mirror, strips
 
 RIDGE = 1e-2
 """Of the mean diagonal, on top of λ: a ranking less greedy, and never a singular factor."""
 
 
 class Triangle(NamedTuple):
-    """One column's form: loss + constant = ‖target − α·lowerᵀb‖² − α²·shift for b in ``order``."""
+    """One column's form: loss + constant = ‖target − α·Lᵀb‖² − α²·shift for b in ``order``; in
+    ``lower`` the rows of L one after the other, each to its diagonal."""
 
     order: np.ndarray
     lower: np.ndarray
@@ -55,37 +55,23 @@ class Lattice:
         """The form of column t."""
         order, lower, shift = self._common or self._factor(t)
         cross = self.instance.cross[t][order]
-        target = solve_triangular(lower, cross, lower=True, check_finite=False)
+        # the rows of L packed are the columns of an upper triangle, its transpose
+        target = blas.dtpsv(len(cross), lower, cross, trans=1, overwrite_x=1)
         return Triangle(order, lower, target, shift)
 
     def _factor(self, t: int) -> tuple[np.ndarray, np.ndarray, float]:
         gram, load = self.instance.gram, self.ridge
-        with folded(gram, shared(self.instance)) as matrix:
+        # where one serves all columns, H itself lends the room, else a copy
+        with folded(gram if shared(self.instance) else gram.copy(), True) as matrix:
             while True:
                 diagonal = self.diagonals[t] + load
                 factor = factorise(matrix, diagonal)
                 if factor is not None:
                     break
                 load *= 4
-            inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)[0].T
-            if matrix is not gram:
-                inverse = inverse.copy()
-        mirror(inverse)
-        order = least_pivots(inverse)[::-1]
-        del factor, inverse
-        return order, _lower(gram[np.ix_(order, order)], diagonal[order]), float(diagonal.sum())
-
-
-def _lower(matrix: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
-    """The lower Cholesky factor of ``matrix + diag(diagonal)``, in C's order, in its place."""
-    matrix.ravel()[:: len(matrix) + 1] += diagonal
-    _, failed = lapack.dpotrf(matrix.T, lower=1, overwrite_a=1, clean=0)
-    if failed:
-        raise np.linalg.LinAlgError("a matrix that was positive definite in another order is not")
-    mirror(matrix)
-    for rows in strips(len(matrix)):
-        matrix[rows] = np.tril(matrix[rows], rows.start)
-    return matrix
+            lapack.dpotri(factor, lower=1, overwrite_c=1)
+            order = least_pivots(matrix.array)[::-1].copy()
+            return order, matrix.factorise_in(order, diagonal), float(diagonal.sum())
 
 
 def lattice_codes(

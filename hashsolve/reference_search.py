@@ -86,9 +86,21 @@ def least_pivots(matrix):
         order[swap[0]] = order[swap[1]]
         matrix[swap[0]] = matrix[swap[1]]
         matrix[:, swap[0]] = matrix[:, swap[1]]
-        factor = matrix[k + 1 :, k] / matrix[k, k]
+        factor = matrix[k, k + 1 :] / matrix[k, k]
         matrix[k + 1 :, k + 1 :] -= factor[:, None] * matrix[k, k + 1 :]
+        matrix[:] = np.triu(matrix) + np.triu(matrix, 1).T  # rounded as the upper triangle is
     return order
+
+
+def reorder(array, diagonal, order):
+    """Set the upper triangle to that of a symmetric matrix, given by its lower one, in `order`."""
+    matrix = np.tril(array, -1) + np.tril(array, -1).T + np.diag(diagonal)
+    array[:] = np.tril(array, -1) + np.triu(matrix[np.ix_(order, order)])
+
+
+def pack(upper):
+    """The rows of Uᵀ one after the other, each to its diagonal."""
+    return upper.T[np.tril_indices(len(upper))]
 
 
 def tabu_walk(gram, cross, energy, codes, free, moves, patience, tenure, random):

@@ -42,16 +42,18 @@ def unit(problem):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", (1, 2, 9, 40))
 def test_the_form_keeps_the_loss(kind, size):
-    """‖target − α·lowerᵀb‖² − α²·shift is the loss but for a constant, at every scale."""
+    """‖target − α·Lᵀb‖² − α²·shift is the loss but for a constant, at every scale."""
     column = make_column(kind, size, size)
     for form in triangles(column):
         assert sorted(form.order) == list(range(size))
-        assert (np.diag(form.lower) > 0).all()
+        lower = np.zeros((size, size))
+        lower[np.tril_indices(size)] = form.lower
+        assert (np.diag(lower) > 0).all()
         values = []
         for codes in random_codes(1, 6, size).astype(float):
             for alpha in (0.1, 1.0, 2.0):
                 p, q = column.cross @ codes, codes @ column.gram @ codes
-                error = form.target - alpha * form.lower.T @ codes[form.order]
+                error = form.target - alpha * lower.T @ codes[form.order]
                 wanted = column.energy - 2 * alpha * p + alpha**2 * q
                 values.append(wanted - error @ error + alpha**2 * form.shift)
         size_of_terms = form.target @ form.target + abs(form.shift) + np.abs(column.gram).sum()

@@ -13,6 +13,7 @@ from hashsolve.bounds import start_diagonals
 from hashsolve.control import Control
 from hashsolve.instance import Instance
 from hashsolve.kernels import beam, estimate, flips, gray, group_dcc, order, sphere, tabu
+from hashsolve.kernels import triangle as kernels_triangle
 from hashsolve.kernels.random import random_below
 from hashsolve.lattice import Lattice
 
@@ -34,6 +35,14 @@ def triangle(column):
     """The column's triangular form, from its starting diagonal."""
     instance = column.instance
     return Lattice(instance, start_diagonals(instance)).triangle(0)
+
+
+def unpacked(lower):
+    """The factor that has these rows."""
+    size = int(np.sqrt(2 * len(lower)))
+    matrix = np.zeros((size, size))
+    matrix[np.tril_indices(size)] = lower
+    return matrix
 
 
 # random numbers, selection, small helpers
@@ -154,14 +163,15 @@ def test_beam(column, width):
     form = triangle(column)
     scale = np.abs(column.cross).sum() / np.abs(np.trace(column.gram))
     for low, high in ((1.0, 1.0), (0.8 * scale, 1.2 * scale), (0.0, 5.0)):
-        arguments = (form.lower, form.target, form.shift, low, high, width)
-        codes, p, q = beam.beam(*arguments)
-        twin = reference_search.beam(*arguments)
+        lower = unpacked(form.lower)
+        arguments = (form.target, form.shift, low, high, width)
+        codes, p, q = beam.beam(form.lower, *arguments)
+        twin = reference_search.beam(lower, *arguments)
         assert len(codes) == min(width, 2 ** min(len(form.order), 10))
         assert len(np.unique(codes, axis=0)) == len(codes) and (np.abs(codes) == 1).all()
         for found, wanted in zip((codes, p, q), twin, strict=True):
             np.testing.assert_array_equal(found, wanted)
-        rows = codes @ form.lower  # what p and q are of: R = Lᵀ
+        rows = codes @ lower  # what p and q are of: R = Lᵀ
         size = form.target @ form.target + abs(form.shift) + (rows**2).sum(axis=1).max()
         np.testing.assert_allclose(p, rows @ form.target, atol=1e-12 * size)
         np.testing.assert_allclose(q, (rows**2).sum(axis=1) - form.shift, atol=1e-12 * size)
@@ -170,8 +180,9 @@ def test_beam(column, width):
 @pytest.mark.parametrize("size", (31, 32, 33, 64, 65, 100))
 def test_beam_across_its_blocks(size):
     form = triangle(make_column("full", size, size))
-    arguments = (form.lower, form.target, form.shift, 0.5, 1.5, 20)
-    for found, wanted in zip(beam.beam(*arguments), reference_search.beam(*arguments), strict=True):
+    arguments = (form.target, form.shift, 0.5, 1.5, 20)
+    twin = reference_search.beam(unpacked(form.lower), *arguments)
+    for found, wanted in zip(beam.beam(form.lower, *arguments), twin, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -232,7 +243,8 @@ def test_orders(kind, size):
     matrix = gram + (0.01 * np.abs(np.diag(gram)).mean() + np.abs(gram).sum()) * np.eye(size)
     inverse = np.linalg.inv(matrix)
     inverse = 0.5 * (inverse + inverse.T)
-    found = order.least_pivots(inverse.copy())
+    upper = np.triu(inverse) + np.tril(np.full_like(inverse, np.nan), -1)  # never looked at
+    found = order.least_pivots(upper)
     np.testing.assert_array_equal(found, reference_search.least_pivots(inverse.copy()))
     assert sorted(found) == list(range(size))
     for first in (0, 1, size):
@@ -243,6 +255,38 @@ def test_orders(kind, size):
             np.testing.assert_array_equal(one, two)
             assert sorted(one) == list(range(size))
             assert one[:first].tolist() == list(range(first))
+
+
+@pytest.mark.parametrize("size", [15, 16, 17, 33, 70])
+def test_the_least_pivot_of_what_is_left(size):
+    """By Schur complements, made anew for every pivot; across the kernel's panels."""
+    matrix = make_column("full", size, size).gram + np.eye(size)
+    left, wanted = list(range(size)), []
+    while left:
+        taken = np.ix_(wanted, wanted)
+        rest = matrix[np.ix_(left, left)]
+        if wanted:
+            rest = rest - matrix[np.ix_(left, wanted)] @ np.linalg.solve(
+                matrix[taken], matrix[np.ix_(wanted, left)]
+            )
+        wanted.append(left.pop(int(np.argmin(np.diag(rest)))))
+    assert order.least_pivots(matrix.copy()).tolist() == wanted
+
+
+@given(st.integers(1, 80), SEEDS)
+def test_triangles_in_another_order_and_packed(size, seed):
+    rng = np.random.default_rng(seed)
+    array, diagonal, new = (
+        rng.normal(size=(size, size)),
+        rng.normal(size=size),
+        rng.permutation(size),
+    )
+    one, two = array.copy(), array.copy()
+    kernels_triangle.reorder(one, diagonal, new)
+    reference_search.reorder(two, diagonal, new)
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(kernels_triangle.pack(one), reference_search.pack(two))
+    np.testing.assert_array_equal(unpacked(kernels_triangle.pack(one)), np.triu(one).T)
 
 
 def test_the_order_by_energy_alone_is_that_of_the_diagonal():

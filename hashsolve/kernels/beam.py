@@ -51,7 +51,8 @@ def beam(lower, target, shift, low, high, width):
 
     Parameters
     ----------
-    lower : (S, S) the Cholesky factor L of gram + diag(λ); R = Lᵀ
+    lower : (S (S + 1) / 2,) the Cholesky factor L of gram + diag(λ), its rows one after the other;
+        R = Lᵀ
     target : (S,) y = L⁻¹c
     shift : Σλ, which the loss does not see: bᵀ(gram)b = ‖Rb‖² − shift
     low, high : the finite range of scales; equal for a fixed scale
@@ -92,7 +93,8 @@ def beam(lower, target, shift, low, high, width):
                 near[k, j] = rest[k, start + j]
         for i in range(top - start - 1, -1, -1):
             y = target[start + i]
-            pivot = lower[start + i, start + i]
+            row = (start + i) * (start + i + 1) // 2 + start
+            pivot = lower[row + i]
             yy += y * y
             for child in range(2 * count):
                 k = child >> 1
@@ -117,7 +119,7 @@ def beam(lower, target, shift, low, high, width):
                 q_new[n] = q[k] + v * v
                 root_new[n] = root[k]
                 for j in range(i):
-                    near_new[n, j] = near[k, j] + bit * lower[start + i, start + j]
+                    near_new[n, j] = near[k, j] + bit * lower[row + j]
                 bits_new[n, i] = bit
                 for j in range(i + 1, top - start):
                     bits_new[n, j] = bits[k, j]
@@ -135,8 +137,9 @@ def beam(lower, target, shift, low, high, width):
                 rest_new[k, j] = rest[root[k], j]
             for i in range(top - start - 1, -1, -1):
                 codes_new[k, start + i] = np.int8(bits[k, i])
+                row = (start + i) * (start + i + 1) // 2
                 for j in range(start):
-                    rest_new[k, j] += bits[k, i] * lower[start + i, j]
+                    rest_new[k, j] += bits[k, i] * lower[row + j]
         rest, rest_new = rest_new, rest
         codes, codes_new = codes_new, codes
         top = start

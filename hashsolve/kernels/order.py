@@ -3,31 +3,54 @@
 import numpy as np
 from numba import njit
 
+PANEL = 16
+"""Pivots after which the rows to come catch up with them, in one pass."""
+
 
 @njit(cache=True, nogil=True)
-def least_pivots(matrix):
+def least_pivots(upper):
     """Order of a Cholesky factorisation that takes the least pivot first; ties by index.
 
     Of an inverse Gram matrix, it is the V-BLAST order: each time, the bit that is best
-    determined when all bits not yet taken are free. `matrix` (S, S), symmetric and positive
-    definite, is overwritten.
+    determined when all bits not yet taken are free. The upper triangle of `upper` (S, S), of a
+    matrix that is symmetric and positive definite, is overwritten; the lower one is left alone.
     """
-    size = matrix.shape[0]
+    size = upper.shape[0]
     order = np.arange(size)
-    for k in range(size):
-        i = k
-        for j in range(k + 1, size):
-            if matrix[j, j] < matrix[i, i]:
-                i = j
-        order[k], order[i] = order[i], order[k]
-        for j in range(size):  # swap rows, then columns k and i
-            matrix[k, j], matrix[i, j] = matrix[i, j], matrix[k, j]
-        for j in range(size):
-            matrix[j, k], matrix[j, i] = matrix[j, i], matrix[j, k]
-        for i in range(k + 1, size):
-            factor = matrix[i, k] / matrix[k, k]
+    factors = np.empty((PANEL, size))
+    for start in range(0, size, PANEL):
+        stop = min(start + PANEL, size)
+        for k in range(start, stop):  # the diagonal is up to date, of the rest what is before start
+            i = k
             for j in range(k + 1, size):
-                matrix[i, j] -= factor * matrix[k, j]
+                if upper[j, j] < upper[i, i]:
+                    i = j
+            if i > k:
+                order[k], order[i] = order[i], order[k]
+                upper[k, k], upper[i, i] = upper[i, i], upper[k, k]
+                for j in range(start, k):
+                    upper[j, k], upper[j, i] = upper[j, i], upper[j, k]
+                    factor = factors[j - start, k]
+                    factors[j - start, k] = factors[j - start, i]
+                    factors[j - start, i] = factor
+                for j in range(k + 1, i):
+                    upper[k, j], upper[j, i] = upper[j, i], upper[k, j]
+                for j in range(i + 1, size):
+                    upper[k, j], upper[i, j] = upper[i, j], upper[k, j]
+            for p in range(start, k):
+                factor = factors[p - start, k]
+                for j in range(k + 1, size):
+                    upper[k, j] -= factor * upper[p, j]
+            pivot = upper[k, k]
+            for j in range(k + 1, size):
+                factors[k - start, j] = upper[k, j] / pivot
+                upper[j, j] -= factors[k - start, j] * upper[k, j]
+        for i in range(stop, size):  # the panel is whole, or no rows are left
+            for p in range(start, stop, 4):
+                a, b, c, d = factors[p - start : p - start + 4, i]
+                for j in range(i + 1, size):
+                    row = upper[i, j] - a * upper[p, j] - b * upper[p + 1, j]
+                    upper[i, j] = row - c * upper[p + 2, j] - d * upper[p + 3, j]
     return order
 
 
