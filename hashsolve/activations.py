@@ -100,7 +100,7 @@ def write_activations(
                 at = f"{name}: {which}" + ("" if which.startswith(SHIFT) else " inputs")
                 call = geometries[_call(which)]
                 maps = checks.finite(call.samples(np.asarray(maps)), at)
-                if float(np.abs(maps).max(initial=0)) > limit:
+                if maps.dtype != dtype and float(np.abs(maps).max(initial=0)) > limit:
                     raise ValueError(f"{at}: values above {limit:g} do not fit {dtype}")
                 if which not in file:
                     if total:

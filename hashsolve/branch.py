@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
+from scipy.linalg.lapack import dtrtrs
 
+from hashsolve import lapack
 from hashsolve.dual import (
     UNIT_ROUNDOFF,
     certified_bounds,
@@ -306,7 +307,8 @@ def _plant(
     factor = factorise(gram, diagonal)
     if factor is None:
         return None
-    inverse = np.tril(lapack.dpotri(factor, lower=1)[0])
+    lapack.invert(factor)
+    inverse = np.tril(factor)
     inverse += np.tril(inverse, -1).T
     matrix = gram + np.diag(diagonal)
     order = np.empty(len(cross), dtype=np.int64)
@@ -315,7 +317,7 @@ def _plant(
     factor = factorise(matrix[np.ix_(backward, backward)], 0.0)
     if factor is None:
         return None
-    target, _ = lapack.dtrtrs(factor, cross[backward], lower=1)
+    target, _ = dtrtrs(factor, cross[backward], lower=1)
     offset = energy - target @ target - (0.0 if free else diagonal.sum())
     # Row k of lower involves the first k + 1 codes of the order.
     lower = np.ascontiguousarray(np.tril(factor).T[::-1, ::-1])
@@ -369,7 +371,8 @@ def scale_limit(gram: Array, cross: Array, energy: float, diagonal: Array, loss:
     factor = factorise(gram, centred)
     if factor is None:
         return np.inf
-    shift = 0.5 / np.trace(lapack.dpotri(factor, lower=1)[0])  # at most half the least eigenvalue
+    lapack.invert(factor)
+    shift = 0.5 / np.trace(factor)  # at most half the least eigenvalue
     factor = factorise(gram, centred - shift - 2.0 * cholesky_error(gram, centred))
     if factor is None:
         return np.inf

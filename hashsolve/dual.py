@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
+from scipy.linalg import blas
 
+from hashsolve import lapack
 from hashsolve.kernels.triangle import pack, reorder
 from hashsolve.threads import mirror, strips
 
@@ -70,14 +71,12 @@ class Folded:
         """See `factorise`; the factor is gone with the next."""
         self.unfold()
         self._set_diagonal(self._diagonal + diagonal)
-        factor, failed = lapack.dpotrf(self.half, lower=1, overwrite_a=1, clean=0)
-        return None if failed or not np.isfinite(factor[-1, -1]) else factor
+        return self.half if lapack.cholesky(self.half) else None
 
     def factorise_in(self, order: Array, diagonal: Array) -> Array:
         """The lower factor of the matrix and this diagonal in another order, its rows packed."""
         reorder(self.array, self._diagonal + diagonal, order)
-        _, failed = lapack.dpotrf(self.half, lower=1, overwrite_a=1, clean=0)
-        if failed:
+        if not lapack.cholesky(self.half):
             raise np.linalg.LinAlgError("positive definite in one order, but not in another")
         return pack(self.array)
 
@@ -176,11 +175,10 @@ def improve_diagonal(
     steps = 0
     while steps < max_steps and not stop():
         steps += 1
-        # its lower triangle, in place of the factor; so is all that follows
-        inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)[0]
-        gradient = np.einsum("ts,ts->s", solution, solution) + weight * np.diag(inverse)
-        hessian = _hessian(inverse, solution, weight)
-        del factor, inverse
+        lapack.invert(factor)  # in its place; so is all that follows
+        gradient = np.einsum("ts,ts->s", solution, solution) + weight * np.diag(factor)
+        hessian = _hessian(factor, solution, weight)
+        del factor
         if hessian is None:
             break
         if free:
@@ -230,8 +228,7 @@ def _hessian(inverse: Array, solution: Array, weight: float) -> Array | None:
         part[size:] = found[size:]
         lower = np.tril_indices(size)
         part[lower] = found[lower]
-    hessian, failed = lapack.dpotrf(inverse, lower=1, overwrite_a=1, clean=0)
-    return None if failed or not np.isfinite(hessian[-1, -1]) else hessian
+    return inverse if lapack.cholesky(inverse) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,13 +334,12 @@ def factorise(gram: Array, diagonal: Array | float) -> Array | None:
         return gram.factorise(diagonal)
     matrix = gram.copy()
     matrix.ravel()[:: len(gram) + 1] += diagonal
-    factor, failed = lapack.dpotrf(matrix.T, lower=1, overwrite_a=1, clean=0)
-    return None if failed or not np.isfinite(factor[-1, -1]) else factor
+    return matrix.T if lapack.cholesky(matrix.T) else None
 
 
 def solve_factored(factor: Array, right: Array) -> Array:
     """Rows of ``right`` through the factored matrix."""
-    return lapack.dpotrs(factor, right.T, lower=1)[0].T
+    return lapack.solve(factor, right)
 
 
 def _barrier_value(

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import blas, lapack
 
+from hashsolve import lapack
 from hashsolve.bounds import shared
 from hashsolve.dual import factorise, folded
 from hashsolve.instance import Instance
@@ -55,8 +55,7 @@ class Lattice:
         """The form of column t."""
         order, lower, shift = self._common or self._factor(t)
         cross = self.instance.cross[t][order]
-        # the rows of L packed are the columns of an upper triangle, its transpose
-        target = blas.dtpsv(len(cross), lower, cross, trans=1, overwrite_x=1)
+        target = lapack.solve_packed(lower, cross)
         return Triangle(order, lower, target, shift)
 
     def _factor(self, t: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -69,7 +68,7 @@ class Lattice:
                 if factor is not None:
                     break
                 load *= 4
-            lapack.dpotri(factor, lower=1, overwrite_c=1)
+            lapack.invert(factor)
             order = least_pivots(matrix.array)[::-1].copy()
             return order, matrix.factorise_in(order, diagonal), float(diagonal.sum())
 
