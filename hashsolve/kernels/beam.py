@@ -69,8 +69,9 @@ def beam(lower, target, shift, low, high, width):
     codes_new = np.empty((width, size), np.int8)
     near = np.empty((width, BLOCK))  # rest within the block of bits being decided
     near_new = np.empty((width, BLOCK))
-    bits = np.empty((width, BLOCK))
-    bits_new = np.empty((width, BLOCK))
+    bits = np.empty(width, np.int64)  # those decided in the block, a binary digit each
+    bits_new = np.empty(width, np.int64)
+    signs = np.empty(BLOCK)
     root = np.empty(width, np.int64)  # the state at the block's start that a state grew from
     root_new = np.empty(width, np.int64)
     p = np.zeros(width)
@@ -89,6 +90,7 @@ def beam(lower, target, shift, low, high, width):
         start = max(0, top - BLOCK)
         for k in range(count):
             root[k] = k
+            bits[k] = 0
             for j in range(top - start):  # a slice assignment takes 2 s to compile
                 near[k, j] = rest[k, start + j]
         for i in range(top - start - 1, -1, -1):
@@ -120,9 +122,7 @@ def beam(lower, target, shift, low, high, width):
                 root_new[n] = root[k]
                 for j in range(i):
                     near_new[n, j] = near[k, j] + bit * lower[row + j]
-                bits_new[n, i] = bit
-                for j in range(i + 1, top - start):
-                    bits_new[n, j] = bits[k, j]
+                bits_new[n] = bits[k] | (child & 1) << i
                 n += 1
             count = n
             near, near_new = near_new, near
@@ -133,13 +133,24 @@ def beam(lower, target, shift, low, high, width):
         for k in range(count):
             for j in range(top, size):
                 codes_new[k, j] = codes[root[k], j]
+            for i in range(top - start):
+                signs[i] = 1.0 if bits[k] >> i & 1 else -1.0
+                codes_new[k, start + i] = np.int8(signs[i])
             for j in range(start):
                 rest_new[k, j] = rest[root[k], j]
-            for i in range(top - start - 1, -1, -1):
-                codes_new[k, start + i] = np.int8(bits[k, i])
-                row = (start + i) * (start + i + 1) // 2
+            if start == 0:
+                continue
+            for i in range(BLOCK - 1, -1, -4):  # four at a time, one after the other
+                row = start + i
+                one = row * (row + 1) // 2
+                two = one - row
+                three = two - row + 1
+                four = three - row + 2
                 for j in range(start):
-                    rest_new[k, j] += bits[k, i] * lower[row + j]
+                    value = rest_new[k, j] + signs[i] * lower[one + j]
+                    value += signs[i - 1] * lower[two + j]
+                    value += signs[i - 2] * lower[three + j]
+                    rest_new[k, j] = value + signs[i - 3] * lower[four + j]
         rest, rest_new = rest_new, rest
         codes, codes_new = codes_new, codes
         top = start
