@@ -22,7 +22,7 @@ from hashsolve.solver import solve
 
 MEMORY = 384 * 2**20
 """Bytes that libraries and blocks of rows take, whatever the layer and the number of rows."""
-SMALL_COPIES, LARGE_COPIES = (2, 7), (1, 2)
+SMALL_COPIES, LARGE_COPIES = (2, 7), (1, 1.5)
 """Matrices of the size of H that solving needs beside it, at most at one time: by methods that
 prove nothing (`hashsolve.cluster.APART`), and by all others. The second pair is for more inputs
 than `hashsolve.instance.LARGE`, where factors lie in one another's place, or in that of H."""
@@ -239,5 +239,5 @@ def _row(
         "activations": round(numbers * share) * np.dtype(dtype).itemsize,
         "sums": sums,
         # of one group while it is solved, beside the sums and weights of all
-        "memory": sums + 8 * (copies * inputs**2 + 7 * inputs * columns) + MEMORY,
+        "memory": sums + int(8 * (copies * inputs**2 + 7 * inputs * columns)) + MEMORY,
     }
