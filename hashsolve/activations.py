@@ -17,6 +17,7 @@ from hashsolve.files import atomic, open_h5, undisturbed
 from hashsolve.geometry import Geometry
 from hashsolve.lags import Plan, plan_of
 from hashsolve.planes import LagSums
+from hashsolve.spectra import kept_memory
 from hashsolve.spectral_sums import SpectralSums
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import ahead
@@ -218,9 +219,10 @@ def calls_sums(
 ) -> list[Sums]:
     """The sums of a layer over all its calls, as `layer_sums` takes those of one."""
     total: list[Sums] = []
-    for call, samples in pieces(calls):
-        part = shard_sums(calls[call], weights, geometries[call], name, samples, precision)
-        total = add_in_order(total, part)
+    with kept_memory():
+        for call, samples in pieces(calls):
+            part = shard_sums(calls[call], weights, geometries[call], name, samples, precision)
+            total = add_in_order(total, part)
     return total
 
 

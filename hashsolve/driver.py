@@ -21,7 +21,7 @@ from hashsolve.network import Network, units
 from hashsolve.plan import Plan, make_plan
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
-from hashsolve.spectra import forget
+from hashsolve.spectra import kept_memory
 
 logger = logging.getLogger("hashsolve")
 
@@ -174,7 +174,7 @@ def binarize(
     )
     begun = time.perf_counter()
     results: list[LayerResult] = []
-    with RunFolder(run_dir) as folder:
+    with RunFolder(run_dir) as folder, kept_memory():
         folder.begin(plan.fingerprints, plan.settings, resume)
         try:
             for result in _layer_results(
@@ -219,8 +219,6 @@ def binarize(
             for result in results:
                 result.restore(network)
             raise
-        finally:
-            forget()
     return Run(results, report, folder.path)
 
 

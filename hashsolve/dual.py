@@ -73,7 +73,7 @@ class Folded:
         self._set_diagonal(self._diagonal + diagonal)
         return self.half if lapack.cholesky(self.half) else None
 
-    def factorise_in(self, order: Array, diagonal: Array) -> Array:
+    def factorise_in(self, order: NDArray[np.intp], diagonal: Array) -> Array:
         """The lower factor of the matrix and this diagonal in another order, its rows packed."""
         reorder(self.array, self._diagonal + diagonal, order)
         if not lapack.cholesky(self.half):

@@ -14,6 +14,7 @@ from rich.filesize import decimal
 
 from hashsolve.cluster import APART
 from hashsolve.instance import LARGE as LARGE_GRAM
+from hashsolve.lags import SPECTRA
 from hashsolve.network import Layer, Network, calls_of, units
 from hashsolve.plan import make_plan
 from hashsolve.problem import Problem
@@ -25,7 +26,8 @@ MEMORY = 384 * 2**20
 SMALL_COPIES, LARGE_COPIES = (2, 7), (1, 1.5)
 """Matrices of the size of H that solving needs beside it, at most at one time: by methods that
 prove nothing (`hashsolve.cluster.APART`), and by all others. The second pair is for more inputs
-than `hashsolve.instance.LARGE`, where factors lie in one another's place, or in that of H."""
+than `hashsolve.instance.LARGE` at scales that are found, where factors lie in one another's place,
+or in that of H."""
 SMALL, LARGE, COLUMNS = 48, 144, 8
 """Inputs and columns of the problems that `Speed` is measured on."""
 
@@ -123,6 +125,7 @@ def estimate(
     speed = Speed.measured(method, effort) if timed else None
     rows = []
     proves = method not in APART
+    free = plan.settings["fixed_scales"] is None
     for index, unit in enumerate(units(plan.layers)):
         asym = propagation == "asym" and index > 0
         calls: list[tuple[Layer, np.ndarray]] = []
@@ -132,7 +135,7 @@ def estimate(
             calls += [(layer, layer.geometry.samples(maps)) for maps in found]
         passes = (time.perf_counter() - begun) * share * (2 if asym else 1)
         shift = asym and unit[0].name in plan.settings["residual"]
-        row = _row(calls, share, asym, shift, plan.settings["dtype"], proves)
+        row = _row(calls, share, asym, shift, plan.settings["dtype"], proves, free)
         row["seconds"] = None if speed is None else speed.seconds(row, passes, asym)
         rows.append(row)
     activations = [row["activations"] for row in rows]
@@ -217,6 +220,7 @@ def _row(
     shift: bool,
     dtype: str,
     proves: bool,
+    free: bool,
 ) -> dict[str, Any]:
     layer = calls[0][0]
     groups, inputs, columns = layer.geometry.groups, layer.fan_in, layer.shape[0]
@@ -224,7 +228,10 @@ def _row(
     counts = [call.geometry.rows(maps.shape) for call, maps in calls]
     numbers = sum(maps.size for _, maps in calls) * (2 if asym else 1)
     numbers += counts[0] * layer.shape[0] if shift else 0
-    copies = (LARGE_COPIES if inputs > LARGE_GRAM else SMALL_COPIES)[proves]
+    large = inputs > LARGE_GRAM
+    copies = (LARGE_COPIES if large and free else SMALL_COPIES)[proves]
+    solving = int(8 * (copies * inputs**2 + 7 * inputs * columns))
+    spectra = 0 if layer.geometry.linear else 8 * SPECTRA  # dropped before large layers are solved
     sums = 8 * groups * (inputs**2 + 2 * inputs * columns)
     return {
         "layer": layer.name,
@@ -239,5 +246,5 @@ def _row(
         "activations": round(numbers * share) * np.dtype(dtype).itemsize,
         "sums": sums,
         # of one group while it is solved, beside the sums and weights of all
-        "memory": sums + int(8 * (copies * inputs**2 + 7 * inputs * columns)) + MEMORY,
+        "memory": sums + (max(solving, spectra) if large else solving + spectra) + MEMORY,
     }

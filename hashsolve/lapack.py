@@ -7,6 +7,7 @@ which the lower triangle is read and written; the upper one is left alone.
 from __future__ import annotations
 
 import ctypes
+import importlib
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ _LOWER, _UPPER, _TRANSPOSED, _NOT_UNIT = (
 
 def _routine(library: str, name: str, arguments: int) -> Any:
     """A routine, all of whose arguments are addresses; ctypes calls it without the lock."""
-    address = get_cython_function_address(f"scipy.linalg.cython_{library}", name)
+    module = importlib.import_module(f"scipy.linalg.cython_{library}")
+    if " int *" not in str(module.__pyx_capi__[name]):
+        raise ImportError(f"SciPy's {name} takes other integers than C's int")
+    address = get_cython_function_address(module.__name__, name)
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
 
 
@@ -31,10 +35,11 @@ _dpotrs = _routine("lapack", "dpotrs", 8)
 _dtpsv = _routine("blas", "dtpsv", 7)
 
 
-def _square(matrix: Array) -> tuple[Any, int]:
-    """The order of a matrix as a C integer, and its address."""
-    size = len(matrix)
-    if matrix.shape != (size, size) or matrix.dtype != np.float64 or not matrix.flags.f_contiguous:
+def _square(matrix: Array, written: bool = True) -> tuple[Any, int]:
+    """The addresses of a matrix's order, a C integer, and of itself."""
+    size, flags = len(matrix), matrix.flags
+    fits = matrix.shape == (size, size) and matrix.dtype == np.float64 and size > 0
+    if not fits or not flags.f_contiguous or (written and not flags.writeable):
         raise TypeError("needs a square float64 matrix in Fortran's order")
     return ctypes.byref(ctypes.c_int(size)), matrix.ctypes.data
 
@@ -55,8 +60,10 @@ def invert(factor: Array) -> None:
 
 def solve(factor: Array, right: Array) -> Array:
     """Rows of ``right`` (K, S) through the factored matrix."""
-    order, address = _square(factor)
+    order, address = _square(factor, written=False)
     found = np.array(right, dtype=np.float64, order="C")
+    if found.ndim != 2 or found.shape[1] != len(factor):
+        raise ValueError(f"right sides of {len(factor)} numbers, not of shape {found.shape}")
     columns, failed = ctypes.c_int(len(found)), ctypes.c_int()
     _dpotrs(
         _LOWER,
@@ -74,7 +81,8 @@ def solve(factor: Array, right: Array) -> Array:
 def solve_packed(lower: Array, right: Array) -> Array:
     """x of Lx = right, of a lower triangle L whose rows are given one after the other."""
     found = np.array(right, dtype=np.float64)
-    if len(lower) != len(found) * (len(found) + 1) // 2:
+    lower = np.ascontiguousarray(lower, dtype=np.float64)
+    if found.ndim != 1 or lower.shape != (len(found) * (len(found) + 1) // 2,):
         raise ValueError("the triangle is of another order")
     size, step = ctypes.c_int(len(found)), ctypes.c_int(1)
     # its rows are the columns of an upper triangle, the transpose

@@ -14,11 +14,13 @@ frequency by frequency as the next step needs them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from itertools import combinations_with_replacement, product
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,12 +31,34 @@ _ROWS = 16  # of a tile, inverted at a time
 _HELD = 2**22  # numbers in the moments of tiles at a time
 _GAP = 24  # numbers between spectra: a power of two apart, they push each other out of the cache
 
-_spare: list[np.ndarray] = []
+
+class _Spare:
+    """The memory that spectra have left to the next ones, one array, and who wants that kept."""
+
+    lock = threading.Lock()
+    holders = 0
+    arrays: ClassVar[list[np.ndarray]] = []
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Within this, spectra leave their memory to the next ones: where it is new, it may cost more
+    time than the transforms. May be nested; the last one out drops it."""
+    with _Spare.lock:
+        _Spare.holders += 1
+    try:
+        yield
+    finally:
+        with _Spare.lock:
+            _Spare.holders -= 1
+            if _Spare.holders == 0:
+                _Spare.arrays.clear()
 
 
 def forget() -> None:
-    """Drop the memory that spectra have left to the next ones."""
-    _spare.clear()
+    """Drop what is kept now."""
+    with _Spare.lock:
+        _Spare.arrays.clear()
 
 
 class Room:
@@ -82,7 +106,11 @@ class Spectra:
         self.kept = (self.lengths[-1] // 2 + 1, *self.lengths[-2::-1])
         self.samples = 0
         self.room = Room()
-        self._memory = _spare.pop() if _spare else np.empty(0)
+        self.values: np.ndarray = np.empty(0)
+        self._memory: np.ndarray = np.empty(0)
+        with _Spare.lock:
+            if _Spare.arrays:
+                self._memory = _Spare.arrays.pop()
 
     def reserve(self, samples: int) -> None:
         """Make room for maps of so many samples."""
@@ -92,14 +120,16 @@ class Spectra:
             numbers = self.channels * samples
             shape = 2 * prod(self.kept), numbers + _GAP
             if self._memory.size < prod(shape):
+                self.values = self._memory = np.empty(0)  # before there is more
                 self._memory = np.empty(prod(shape))
             lines = self._memory[: prod(shape)].reshape(shape)[:, :numbers]
             self.values = lines.reshape(prod(self.kept), 2, self.channels, samples)
 
     def leave(self) -> None:
-        """Leave the memory to the next ones, until `forget`: where it is new, it costs more time
-        than the transforms. These spectra cannot be used any more."""
-        _spare[:] = [self._memory]
+        """Leave the memory to the next ones, within `kept_memory`. It is gone from these."""
+        with _Spare.lock:
+            if _Spare.holders:
+                _Spare.arrays[:] = [self._memory]
         del self._memory, self.values
 
     def bytes(self, samples: int) -> int:

@@ -138,6 +138,24 @@ def test_shared_diagonal_proves_more_than_least_squares(monkeypatch):
     assert least < 0.01 * own < 0.2 * own < shared < own
 
 
+@pytest.mark.parametrize("size", [1, 2, 31, 64, 65])
+def test_a_folded_matrix_in_another_order(size, rng):
+    """Its packed factor; afterwards it is itself again, even where there was none."""
+    x = rng.normal(size=(size, 2 * size))
+    gram, order = x @ x.T, rng.permutation(size)
+    gram = np.tril(gram) + np.tril(gram, -1).T
+    diagonal, before = rng.uniform(0.1, 1, size), gram.copy()
+    with folded(gram, True) as matrix:
+        lower = np.zeros((size, size))
+        lower[np.tril_indices(size)] = matrix.factorise_in(order, diagonal)
+    np.testing.assert_array_equal(gram, before)
+    wanted = (gram + np.diag(diagonal))[np.ix_(order, order)]
+    np.testing.assert_allclose(lower @ lower.T, wanted, atol=1e-11 * np.abs(wanted).max())
+    with pytest.raises(np.linalg.LinAlgError), folded(gram, True) as matrix:
+        matrix.factorise_in(order, -2 * before.diagonal())
+    np.testing.assert_array_equal(gram, before)
+
+
 @pytest.mark.parametrize("size", [1, 5, 513, 1100])
 def test_a_folded_matrix_is_the_matrix(size, rng):
     """Its rows, products and factors, with a factor in its place; and itself again afterwards."""

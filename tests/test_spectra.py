@@ -52,7 +52,7 @@ def test_each_input_is_summed_to_rounding(layer, room):
     weights = draw_weights(geometry, maps) + 0.1
     found = {}
     for way in ("patches", "spectra"):
-        with by(way), mock.patch.object(lags, "_SPECTRA", room * 10_000):
+        with by(way), mock.patch.object(lags, "SPECTRA", room * 10_000):
             found[way] = [
                 total.finish() for total in layer_sums(maps, weights, geometry, reference)
             ]
@@ -113,7 +113,7 @@ def test_no_cut_changes_a_bit(reference, rng):
             by("spectra"),
             mock.patch.object(threads, "cores", lambda cores=cores: cores),
             mock.patch.object(activations, "_SLAB_BYTES", slab),
-            mock.patch.object(lags, "_SPECTRA", 5000),
+            mock.patch.object(lags, "SPECTRA", 5000),
         ):
             found.append(layer_sums(maps, weights, geometry, shown))
     for other in found[1:]:
@@ -121,19 +121,22 @@ def test_no_cut_changes_a_bit(reference, rng):
 
 
 def test_memory_taken_over_changes_no_bit(rng):
-    """Spectra leave their memory, whatever is in it, to the next ones, until it is dropped."""
+    """Spectra leave their memory, whatever is in it, to the next ones, where that is asked for."""
     maps, weights = rng.normal(size=(9, 4, 7, 7)), rng.normal(size=(4, 4, 3, 3))
-    spectra.forget()
     found = []
-    with by("spectra"):
+    with by("spectra"), spectra.kept_memory():
         for _ in range(2):
             found.append(layer_sums(maps, weights, CONV, maps + 1))
-            (left,) = spectra._spare
+            (left,) = spectra._Spare.arrays
             left.fill(np.nan)
-    assert spectra._spare[0] is left
+        assert spectra._Spare.arrays[0] is left
+        other = Spectra((5, 5), [(0, 0)], 2), Spectra((5, 5), [(0, 0)], 2)
+        assert other[0]._memory is left and other[1]._memory.size == 0
     same(found[1], found[0])
-    spectra.forget()
-    assert not spectra._spare
+    assert not spectra._Spare.arrays
+    with by("spectra"):
+        layer_sums(maps, weights, CONV)
+    assert not spectra._Spare.arrays and spectra._Spare.holders == 0
 
 
 def test_outputs_that_cancel_are_zero(rng):

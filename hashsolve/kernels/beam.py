@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-BLOCK = 32
+BLOCK = 32  # digits of a number; a multiple of four
 
 
 @njit(cache=True, nogil=True)

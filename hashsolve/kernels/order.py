@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 PANEL = 16
-"""Pivots after which the rows to come catch up with them, in one pass."""
+"""Pivots after which the rows to come catch up with them, four at a time."""
 
 
 @njit(cache=True, nogil=True)

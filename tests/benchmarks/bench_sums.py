@@ -14,6 +14,7 @@ The maps are those of a calibration, 2¹⁷ positions (128 images of 32×32 pixe
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -26,6 +27,7 @@ import pytest
 import hashsolve as hs
 from hashsolve.activations import FULL, layer_sums, open_activations, write_activations
 from hashsolve.lags import plan_of
+from hashsolve.spectra import kept_memory
 from hashsolve.sums import Sums, block_rows
 from hashsolve.threads import add_gram, product
 
@@ -154,11 +156,9 @@ def ratios(channels: int, side: int, kind: str, positions: int, repeats: int) ->
 @click.option("--repeats", default=3)
 def main(channels, sides, positions, repeats: int) -> None:
     """Print the ratios, a line each."""
-    for number in positions:
-        for count in channels:
-            for side in sides:
-                for kind in ("symmetric", "asymmetric"):
-                    print(json.dumps(ratios(count, side, kind, number, repeats)), flush=True)
+    with kept_memory():  # as in a run
+        for each in itertools.product(channels, sides, ("symmetric", "asymmetric"), positions):
+            print(json.dumps(ratios(*each, repeats)), flush=True)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from hashsolve.activations import (
     write_activations,
 )
 from hashsolve.estimate import estimate
-from hashsolve.spectra import forget
 
 CONV = hs.Geometry.conv((3, 3), padding=1)
 LAYERS = {  # weight, geometry, one sample, samples a batch, share of the gigabytes, method
@@ -129,7 +128,6 @@ def within(
         write_activations(path, ({FULL: batch} for batch in maps), geometry, "float16")
         with open_activations(path) as streams:
             (sums,) = layer_sums(streams[FULL], network.original, geometry)
-            forget()  # as a run does
     problem = hs.Problem.from_sums(sums, group_weights(network.original, geometry)[0])
     del sums
     solution = hs.solve(problem, method, effort, time_limit=limit)
