@@ -94,7 +94,7 @@ def write_activations(
     checks.choice(dtype, "dtype", DTYPES)
     limit = float(np.finfo(dtype).max)
     geometries = [geometry] if isinstance(geometry, Geometry) else list(geometry)
-    total = 0
+    total, found = 0, dict[str, h5py.Dataset]()
     with atomic(path) as part, h5py.File(part, "w", locking=False) as file:
         for batch in batches:
             for which, maps in batch.items():
@@ -103,11 +103,11 @@ def write_activations(
                 maps = checks.finite(call.samples(np.asarray(maps)), at)
                 if maps.dtype != dtype and float(np.abs(maps).max(initial=0)) > limit:
                     raise ValueError(f"{at}: values above {limit:g} do not fit {dtype}")
-                if which not in file:
+                if which not in found:
                     if total:
                         raise ValueError(f"{at}: missing from the first batch")
-                    _create(file, which, maps.shape[1:], call, dtype)
-                data = file[which]
+                    found[which] = _create(file, which, maps.shape[1:], call, dtype)
+                data = found[which]
                 if maps.shape[1:] != data.shape[1:]:
                     raise ValueError(
                         f"{at}: a batch of samples of shape {maps.shape[1:]} after one of "
@@ -117,11 +117,13 @@ def write_activations(
                     data.resize(len(data) + len(maps), axis=0)
                     data[len(data) - len(maps) :] = maps
             for number in range(len(geometries)):
-                sizes = {which: len(file[which]) for which in file if _call(which) == number}
+                sizes = {
+                    which: len(data) for which, data in found.items() if _call(which) == number
+                }
                 if len(set(sizes.values())) > 1:
                     raise ValueError(f"{name}: streams differ in samples: {sizes}")
-            total = sum(len(file[which]) for which in file if not which.startswith(SHIFT))
-            total //= 2 if FULL in file and BINARIZED in file else 1
+            total = sum(len(data) for which, data in found.items() if not which.startswith(SHIFT))
+            total //= 2 if FULL in found and BINARIZED in found else 1
         if total == 0:
             raise ValueError(f"{name}: the calibration held no samples: no rows to sum")
     return total
@@ -129,7 +131,7 @@ def write_activations(
 
 def _create(
     file: h5py.File, which: str, shape: tuple[int, ...], geometry: Geometry, dtype: str
-) -> None:
+) -> h5py.Dataset:
     """An extensible data set whose chunks hold whole samples."""
     bytes_each = int(np.prod(shape)) * np.dtype(dtype).itemsize
     samples = max(1, _CHUNK_BYTES // max(bytes_each, 1))
@@ -137,7 +139,7 @@ def _create(
         inputs = shape[0] * int(np.prod(geometry.kernel)) // geometry.groups
         first, _ = next(geometry.blocks((samples, *shape), block_rows(inputs)))
         samples = first.stop - first.start
-    file.create_dataset(
+    return file.create_dataset(
         which,
         shape=(0, *shape),
         maxshape=(None, *shape),

@@ -33,7 +33,6 @@ _LARGEST_STATE = 128 * 2**20
 _SHORT = 1.5  # the products of spectra, over few samples, cost this much more
 _PER_MOMENT = 16  # a product's flops, in all that is made of it
 SPECTRA = 4 * 2**22  # numbers in the spectra that are held at a time
-_LONG = 192  # samples of which products of spectra are as fast as they get
 _FEWEST_SAMPLES = 8
 _MOST_TAPS, _FEWEST_CHANNELS = 64, 8  # no plan is made for others
 _CHUNK = 2**18  # numbers in the maps that are summed at a time, so that they stay in the cache
@@ -300,8 +299,7 @@ class Plan:
 
     def spectral_samples(self, channels: int) -> int:
         """Samples whose spectra are held at a time: a fixed cut, as maps of all groups are read."""
-        each = 2 * self._frequencies() * channels * self.geometry.groups
-        samples = min(SPECTRA // each, _LONG)
+        samples = SPECTRA // (2 * self._frequencies() * channels * self.geometry.groups)
         return samples - samples % 8 if samples > 8 else max(1, samples)
 
     def _multiplied_rows(self) -> float:

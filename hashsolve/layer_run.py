@@ -127,9 +127,10 @@ def layer_batches(
                     maps[stream(kind, first + call)] = found
                 if aware and isinstance(network, ResidualNetwork):
                     added = network.shortcut(layer.name, batch, binarized=binarized)
-                    shift = np.asarray(added, dtype=np.float64) - shift
-            if aware:  # full precision came first
-                maps[stream(SHIFT, first)] = -shift
+                    added = np.asarray(added, dtype=np.float64)
+                    shift = shift - added if binarized else added  # full precision comes first
+            if aware:
+                maps[stream(SHIFT, first)] = shift
             first += layer.calls
         yield maps
     if state.hexdigest() != fingerprint:
