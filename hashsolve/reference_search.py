@@ -76,19 +76,19 @@ def beam(lower, target, shift, low, high, width):
     return codes, p, q
 
 
-def least_pivots(matrix):
-    """The order of a Cholesky factorisation that takes the least pivot first."""
-    size = len(matrix)
+def least_pivots(upper):
+    """The order of a Cholesky factorisation that takes the least pivot first; of a whole matrix."""
+    size = len(upper)
     order = np.arange(size)
     for k in range(size):
-        i = k + np.argmin(np.diag(matrix)[k:])
+        i = k + np.argmin(np.diag(upper)[k:])
         swap = np.array([k, i]), np.array([i, k])
         order[swap[0]] = order[swap[1]]
-        matrix[swap[0]] = matrix[swap[1]]
-        matrix[:, swap[0]] = matrix[:, swap[1]]
-        factor = matrix[k, k + 1 :] / matrix[k, k]
-        matrix[k + 1 :, k + 1 :] -= factor[:, None] * matrix[k, k + 1 :]
-        matrix[:] = np.triu(matrix) + np.triu(matrix, 1).T  # rounded as the upper triangle is
+        upper[swap[0]] = upper[swap[1]]
+        upper[:, swap[0]] = upper[:, swap[1]]
+        factor = upper[k, k + 1 :] / upper[k, k]
+        upper[k + 1 :, k + 1 :] -= factor[:, None] * upper[k, k + 1 :]
+        upper[:] = np.triu(upper) + np.triu(upper, 1).T  # rounded as the upper triangle is
     return order
 
 
