@@ -27,7 +27,6 @@ from hashsolve.dual import (
     cholesky_error,
     factorise,
     improve_diagonal,
-    solve_factored,
 )
 from hashsolve.kernels.estimate import estimate
 from hashsolve.kernels.order import decision_order
@@ -376,5 +375,5 @@ def scale_limit(gram: Array, cross: Array, energy: float, diagonal: Array, loss:
     factor = factorise(gram, centred - shift - 2.0 * cholesky_error(gram, centred))
     if factor is None:
         return np.inf
-    explained = cross @ solve_factored(factor, cross[None])[0]
+    explained = cross @ lapack.solve(factor, cross[None])[0]
     return float(max(0.0, 1.01 * (loss - energy + explained) / (len(gram) * shift)))

@@ -167,7 +167,7 @@ def improve_diagonal(
     factor = factorise(gram, diagonal)
     if factor is None or (free and not cross.any()):
         return diagonal, 0
-    solution = solve_factored(factor, cross)
+    solution = lapack.solve(factor, cross)
     scale = max(abs(energy), (cross * solution).sum(), np.finfo(float).tiny)
     weight = barrier * scale / inputs
     smallest_weight = tolerance * scale / inputs
@@ -182,12 +182,12 @@ def improve_diagonal(
         if hessian is None:
             break
         if free:
-            toward, uniform = solve_factored(hessian, np.stack([gradient, np.ones(inputs)]))
+            toward, uniform = lapack.solve(hessian, np.stack([gradient, np.ones(inputs)]))
             direction = toward - uniform * ((toward.sum() + diagonal.sum()) / uniform.sum())
             slope = direction @ (gradient - gradient.mean())
         else:
             gradient -= 1.0
-            direction = solve_factored(hessian, gradient[None])[0]
+            direction = lapack.solve(hessian, gradient[None])[0]
             slope = direction @ gradient
         del hessian  # before the next factor
         if not np.isfinite(slope):  # a Gram matrix of (nearly) nothing
@@ -197,7 +197,7 @@ def improve_diagonal(
             trial = diagonal + length * direction
             trial_factor = factorise(gram, trial)
             if trial_factor is not None:
-                trial_solution = solve_factored(trial_factor, cross)
+                trial_solution = lapack.solve(trial_factor, cross)
                 trial_value = _barrier_value(
                     cross, trial_solution, trial_factor, trial, weight, free
                 )
@@ -285,7 +285,7 @@ def proven_bounds(gram: Array, cross: Array, energy: Array, proof: Proof, free: 
     """
     gamma, proven = _gamma(gram), proof.diagonal
     # For any x, with r = c − Mx, cᵀM⁻¹c = xᵀ(c + r) + rᵀM⁻¹r <= xᵀ(c + r) + |r|² / error.
-    solution = solve_factored(proof.factor, cross)
+    solution = lapack.solve(proof.factor, cross)
     residual = cross - (solution @ gram + proven * solution)
     size = np.abs(solution)
     slack = sum(size[:, rows] @ np.abs(gram[rows]) for rows in strips(len(gram)))
@@ -335,11 +335,6 @@ def factorise(gram: Array, diagonal: Array | float) -> Array | None:
     matrix = gram.copy()
     matrix.ravel()[:: len(gram) + 1] += diagonal
     return matrix.T if lapack.cholesky(matrix.T) else None
-
-
-def solve_factored(factor: Array, right: Array) -> Array:
-    """Rows of ``right`` through the factored matrix."""
-    return lapack.solve(factor, right)
 
 
 def _barrier_value(

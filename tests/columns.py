@@ -134,3 +134,11 @@ def optimum(column: Column, candidates: int = 4) -> tuple[Fraction, np.ndarray]:
     if column.free and loss[near].min() >= column.energy:
         return Fraction(float(column.energy)), codes[near[0]]
     return best[0], codes[best[1]]
+
+
+def unpacked(lower):
+    """The factor that has these rows."""
+    size = int(np.sqrt(2 * len(lower)))
+    matrix = np.zeros((size, size))
+    matrix[np.tril_indices(size)] = lower
+    return matrix

@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from columns import FIXED, FREE, KINDS, make_column, optimum
+from columns import FIXED, FREE, KINDS, make_column, optimum, unpacked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,8 +146,7 @@ def test_a_folded_matrix_in_another_order(size, rng):
     gram = np.tril(gram) + np.tril(gram, -1).T
     diagonal, before = rng.uniform(0.1, 1, size), gram.copy()
     with folded(gram, True) as matrix:
-        lower = np.zeros((size, size))
-        lower[np.tril_indices(size)] = matrix.factorise_in(order, diagonal)
+        lower = unpacked(matrix.factorise_in(order, diagonal))
     np.testing.assert_array_equal(gram, before)
     wanted = (gram + np.diag(diagonal))[np.ix_(order, order)]
     np.testing.assert_allclose(lower @ lower.T, wanted, atol=1e-11 * np.abs(wanted).max())

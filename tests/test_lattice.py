@@ -6,7 +6,7 @@ import importlib
 
 import numpy as np
 import pytest
-from columns import KINDS, losses, make_column, optimum, random_codes
+from columns import KINDS, losses, make_column, optimum, random_codes, unpacked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,8 +46,7 @@ def test_the_form_keeps_the_loss(kind, size):
     column = make_column(kind, size, size)
     for form in triangles(column):
         assert sorted(form.order) == list(range(size))
-        lower = np.zeros((size, size))
-        lower[np.tril_indices(size)] = form.lower
+        lower = unpacked(form.lower)
         assert (np.diag(lower) > 0).all()
         values = []
         for codes in random_codes(1, 6, size).astype(float):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from columns import FREE, KINDS, losses, make_column, random_codes
+from columns import FREE, KINDS, losses, make_column, random_codes, unpacked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,8 +12,7 @@ from hashsolve import branch, reference, reference_search
 from hashsolve.bounds import start_diagonals
 from hashsolve.control import Control
 from hashsolve.instance import Instance
-from hashsolve.kernels import beam, estimate, flips, gray, group_dcc, order, sphere, tabu
-from hashsolve.kernels import triangle as kernels_triangle
+from hashsolve.kernels import beam, estimate, flips, gray, group_dcc, order, sphere, tabu, triangle
 from hashsolve.kernels.random import random_below
 from hashsolve.lattice import Lattice
 
@@ -31,18 +30,10 @@ def column(request):
     return make_column(kind, size, size)
 
 
-def triangle(column):
+def triangle_of(column):
     """The column's triangular form, from its starting diagonal."""
     instance = column.instance
     return Lattice(instance, start_diagonals(instance)).triangle(0)
-
-
-def unpacked(lower):
-    """The factor that has these rows."""
-    size = int(np.sqrt(2 * len(lower)))
-    matrix = np.zeros((size, size))
-    matrix[np.tril_indices(size)] = lower
-    return matrix
 
 
 # random numbers, selection, small helpers
@@ -160,7 +151,7 @@ def test_contains(members, size, seed):
 
 @pytest.mark.parametrize("width", (1, 5, 64))
 def test_beam(column, width):
-    form = triangle(column)
+    form = triangle_of(column)
     scale = np.abs(column.cross).sum() / np.abs(np.trace(column.gram))
     for low, high in ((1.0, 1.0), (0.8 * scale, 1.2 * scale), (0.0, 5.0)):
         lower = unpacked(form.lower)
@@ -179,7 +170,7 @@ def test_beam(column, width):
 
 @pytest.mark.parametrize("size", (31, 32, 33, 64, 65, 100))
 def test_beam_across_its_blocks(size):
-    form = triangle(make_column("full", size, size))
+    form = triangle_of(make_column("full", size, size))
     arguments = (form.target, form.shift, 0.5, 1.5, 20)
     twin = reference_search.beam(unpacked(form.lower), *arguments)
     for found, wanted in zip(beam.beam(form.lower, *arguments), twin, strict=True):
@@ -282,11 +273,11 @@ def test_triangles_in_another_order_and_packed(size, seed):
         rng.permutation(size),
     )
     one, two = array.copy(), array.copy()
-    kernels_triangle.reorder(one, diagonal, new)
+    triangle.reorder(one, diagonal, new)
     reference_search.reorder(two, diagonal, new)
     np.testing.assert_array_equal(one, two)
-    np.testing.assert_array_equal(kernels_triangle.pack(one), reference_search.pack(two))
-    np.testing.assert_array_equal(unpacked(kernels_triangle.pack(one)), np.triu(one).T)
+    np.testing.assert_array_equal(triangle.pack(one), reference_search.pack(two))
+    np.testing.assert_array_equal(unpacked(triangle.pack(one)), np.triu(one).T)
 
 
 def test_the_order_by_energy_alone_is_that_of_the_diagonal():
