@@ -13,13 +13,14 @@ import h5py
 import numpy as np
 
 from hashsolve import checks
+from hashsolve.chunks import Room
 from hashsolve.files import atomic, open_h5, undisturbed
 from hashsolve.geometry import Geometry
 from hashsolve.lags import Plan, plan_of
 from hashsolve.planes import LagSums
 from hashsolve.spectra import kept_memory
 from hashsolve.spectral_sums import SpectralSums
-from hashsolve.sums import Sums, block_rows
+from hashsolve.sums import MAX_BLOCK_ROWS, PRECISIONS, Sums, block_rows
 from hashsolve.threads import ahead
 
 FULL, BINARIZED, SHIFT = "full_precision", "binarized", "shift"
@@ -137,8 +138,12 @@ def _create(
     samples = max(1, _CHUNK_BYTES // max(bytes_each, 1))
     if not which.startswith(SHIFT):
         inputs = shape[0] * int(np.prod(geometry.kernel)) // geometry.groups
-        first, _ = next(geometry.blocks((samples, *shape), block_rows(inputs)))
-        samples = first.stop - first.start
+        # blocks of linear layers are whole chunks in either precision, and are read as such
+        precisions = PRECISIONS if geometry.linear else PRECISIONS[:1]
+        cuts = [block_rows(inputs, precision) for precision in precisions]
+        first, _ = next(geometry.blocks((MAX_BLOCK_ROWS, *shape), math.gcd(*cuts)))
+        block = first.stop - first.start
+        samples = max(n for n in range(1, min(samples, block) + 1) if block % n == 0)
     return file.create_dataset(
         which,
         shape=(0, *shape),
@@ -300,11 +305,11 @@ def shard_sums(
         dtype = inputs.dtype if geometry.linear or inputs.dtype == np.float64 else np.float32
 
     def read() -> Iterator[tuple[slice, list[Any]]]:
-        spare: list[dict[int, np.ndarray]] = [{}, {}]  # one is filled while the other is used
+        spare = [[Room() for _ in maps] for _ in range(2)]  # one is filled, the other used
         for block, lines in geometry.blocks(shape, block_rows(size, precision)):
             seen = slice(samples.start + block.start, samples.start + block.stop)
-            streams = enumerate(maps)
-            yield lines, [None if m is None else _read(m, seen, spare[0], n) for n, m in streams]
+            streams = zip(maps, spare[0], strict=True)
+            yield lines, [None if m is None else _read(m, seen, room) for m, room in streams]
             spare.reverse()
 
     from_file = isinstance(inputs, h5py.Dataset)
@@ -325,17 +330,9 @@ def shard_sums(
     return sums
 
 
-def _read(
-    source: h5py.Dataset | np.ndarray, seen: slice, spare: dict[int, np.ndarray], number: int
-) -> np.ndarray:
+def _read(source: h5py.Dataset | np.ndarray, seen: slice, room: Room) -> np.ndarray:
     """Some samples of a stream; those of a file in memory that is used again."""
-    if not isinstance(source, h5py.Dataset):
-        return source[seen]
-    if len(spare.get(number, ())) < seen.stop - seen.start:
-        spare[number] = np.empty((seen.stop - seen.start, *source.shape[1:]), source.dtype)
-    found = spare[number][: seen.stop - seen.start]
-    source.read_direct(found, np.s_[seen])
-    return found
+    return room.read(source, seen) if isinstance(source, h5py.Dataset) else source[seen]
 
 
 def _sum_without_patches(

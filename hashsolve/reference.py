@@ -23,6 +23,17 @@ def add_rows(rows, weights, h) -> None:
         h += weights[:, k : k + 1] * rows[k]
 
 
+def word_sums(words, found) -> None:
+    """found = Σ w_i and Σ (n − i) w_i over n 16-bit words, both modulo 65,535."""
+    found[:] = sum(map(int, words)) % 65535, sum(map(int, np.cumsum(words, dtype=object))) % 65535
+
+
+def add_moments(values, total, squares) -> None:
+    """Add Σ v and Σ v² of each column of values (n, R), in float64, to total and squares (R,)."""
+    total += values.sum(axis=0, dtype=np.float64)
+    squares += np.square(values.astype(np.float64)).sum(axis=0)
+
+
 def products(cross, codes, h, p, q) -> None:
     """p[t] = cross[t] · codes[t] and q[t] = codes[t] · h[t]."""
     p[:] = (cross * codes).sum(axis=1)

@@ -17,6 +17,7 @@ import numpy as np
 
 from hashsolve import checks
 from hashsolve.checks import finite
+from hashsolve.kernels.streams import add_moments
 from hashsolve.threads import add_gram, ahead, mirror, one_blas_thread, product, spread, strips
 
 MAX_BLOCK_ROWS = 8192
@@ -34,9 +35,9 @@ of two overflows, and what underflows in it is below its rounding."""
 
 def block_rows(inputs: int, precision: str = "double") -> int:
     """Rows summed at a time for a fan-in of ``inputs``: a fixed cut, so that sums never
-    depend on how rows arrive, and bounded (64 MB where that leaves 256 rows)."""
+    depend on how rows arrive, and bounded (64 MB where that leaves 256 rows); a multiple of 256."""
     size = 4 if precision == "single" else 8
-    return max(256, min(MAX_BLOCK_ROWS, _BLOCK_BYTES // (size * max(inputs, 1))))
+    return max(256, min(MAX_BLOCK_ROWS, _BLOCK_BYTES // (size * max(inputs, 1)) // 256 * 256))
 
 
 class Sums:
@@ -229,6 +230,10 @@ def in_single(values: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
                 else:
                     result[:, cut] = values[:, cut]
             part = result[:, cut]
+            if part.T.flags.c_contiguous:
+                moments = np.zeros((2, len(part)))
+                add_moments(part.T, *moments)
+                return moments[0], moments[1]
             return part.sum(axis=1, dtype=np.float64), np.einsum("rn,rn->r", part, part)
 
     found = spread(

@@ -22,6 +22,8 @@ from threadpoolctl import ThreadpoolController
 
 _STRIP = 512
 _SINGLE_EDGE = 384  # of a tile in float32, which is multiplied twice as fast as it is packed
+_SINGLE_WHOLE = 768  # rows below which tiles in float32 are too few, or too small: columns are cut
+_SINGLE_COLUMNS = 2048
 _INLINE_WORK = 2_000_000  # multiplications below which threads cost more than they save
 
 
@@ -118,6 +120,9 @@ def add_gram(total: np.ndarray, x: np.ndarray) -> None:
 
     ``total`` is float64; where ``x`` is float32, so are the products, until they are added.
     """
+    if x.dtype == np.float32 and len(x) <= _SINGLE_WHOLE:
+        _add_gram_by_columns(total, x)
+        return
 
     def add(i: slice, j: slice) -> None:
         total[i, j] += x[i] @ x[j].T
@@ -125,6 +130,15 @@ def add_gram(total: np.ndarray, x: np.ndarray) -> None:
     edge = _SINGLE_EDGE if x.dtype == np.float32 else None
     tiles = itertools.combinations_with_replacement(_cuts(len(x), edge), 2)
     _tiled(add, tiles, total.size // 2 * x.shape[1])
+
+
+def _add_gram_by_columns(total: np.ndarray, x: np.ndarray) -> None:
+    """All of x @ x.T, from products of some columns at a time, added in their order."""
+    parts: list[Any] = []
+    cuts = [(cut,) for cut in strips(x.shape[1], _SINGLE_COLUMNS)]
+    _tiled(lambda cut: parts.append((cut.start, x[:, cut] @ x[:, cut].T)), cuts, x.size * len(x))
+    for _, part in sorted(parts, key=lambda part: part[0]):
+        total += part
 
 
 def ahead(items: Iterable[Any]) -> Iterator[Any]:
@@ -144,7 +158,7 @@ def _cuts(size: int, edge: int | None = None) -> Sequence[slice]:
     return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
-def _tiled(job: Callable[[slice, slice], Any], tiles: Iterable[tuple], work: int) -> None:
+def _tiled(job: Callable[..., Any], tiles: Iterable[tuple], work: int) -> None:
     """Run a job for every tile, with BLAS on one thread and its overflows left to the caller."""
 
     def quietly(tile: tuple[slice, slice]) -> None:

@@ -57,7 +57,7 @@ def one(inputs: int, rounds: int, folder: Path) -> dict:
     """Measure one fan-in."""
     rng = np.random.default_rng(0)
     block = block_rows(inputs, "single")
-    rows = block * max(2, 2**25 // inputs // block)
+    rows = block * max(2, 2**27 // inputs // block)
     maps = np.maximum(rng.normal(size=(rows, inputs)), 0).astype(np.float32)
     columns, weights = np.ascontiguousarray(maps.T), rng.normal(size=(64, inputs))
     a, b = rng.normal(size=(2, SIDE, SIDE)).astype(np.float32)
