@@ -139,7 +139,8 @@ def plan_of(
     ``channels`` and ``targets`` are those of one group; the latter are 0 where only inputs are
     summed. ``shifted`` is whether something is added to targets.
     """
-    if not 2 <= prod(geometry.kernel) <= _MOST_TAPS or channels < _FEWEST_CHANNELS:
+    fit = 2 <= prod(geometry.kernel) <= _MOST_TAPS and channels >= _FEWEST_CHANNELS
+    if not fit or samples == 0:
         return None
     plan = Plan(geometry, spatial)
     most = _MARGIN * plan.patches_cost(channels, targets)

@@ -217,3 +217,13 @@ def test_batch_cuts_change_no_bit(geometry, tmp_path, rng):
 def test_streams_of_different_shapes():
     with pytest.raises(ValueError, match=r"fc: reference .* and inputs .* differ"):
         layer_sums(np.ones((2, 3)), np.ones((1, 3)), LINEAR, np.ones((3, 3)), "fc")
+
+
+@pytest.mark.parametrize("targets", (False, True))
+@pytest.mark.parametrize("geometry", (LINEAR, CONV, hs.Geometry.conv((3, 3), padding=1)))
+def test_no_samples_are_named_as_such(geometry, targets):
+    maps = np.zeros((0, 64) if geometry.linear else (0, 64, 8, 8), np.float32)
+    weights = np.ones((2, 64, *geometry.kernel))
+    (sums,) = layer_sums(maps, weights, geometry, reference=maps if targets else None)
+    with pytest.raises(ValueError, match="no rows were summed"):
+        sums.finish()

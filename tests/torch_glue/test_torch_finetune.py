@@ -400,3 +400,105 @@ def test_models_and_loaders_that_cannot_be_used():
             evaluate=lambda model: 0.0,
         )
     assert model.training
+
+
+def make_teacher(seed=13):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 2)
+    ).eval()
+
+
+def test_hints_add_how_far_modules_are_from_the_teachers():
+    teacher, inputs = make_teacher(), torch.randn(96, 6, generator=torch.Generator().manual_seed(1))
+    loader = DataLoader(TensorDataset(inputs, torch.zeros(96, dtype=torch.long)), 96)
+
+    def train(**options):
+        model = make_model()
+        model[3].p = 0.0
+        result = torch_glue.finetune(
+            model, loader, lr=1e-12, teacher=teacher, distillation=1.0, keep="last", **options
+        )
+        assert not any(m._forward_hooks for net in (model, teacher) for m in net.modules())
+        return result.epochs[0].loss
+
+    model = make_model().train()
+    model[3].p = 0.0
+    with torch.no_grad():
+        apart = 0.0
+        for stop in (1, 3):
+            wanted = teacher[:stop](inputs)
+            apart += float((model[:stop](inputs) - wanted).square().sum() / wanted.square().sum())
+    plain = train()
+    found = train(hints=["0", "2"], hint_weight=3.0)
+    assert found - plain == pytest.approx(3 * apart / 2, rel=1e-4)
+
+
+def test_hints_bring_modules_nearer_to_the_teacher():
+    teacher, inputs = make_teacher(), make_loader().dataset.tensors[0]
+
+    def apart(**options):
+        model = make_model()
+        torch_glue.finetune(
+            model, make_loader(), epochs=8, lr=0.02, other_lr=0.02, teacher=teacher, keep="last",
+            distillation=1.0, **options,
+        )  # fmt: skip
+        with torch.no_grad():
+            return float((model.eval()[:3](inputs) - teacher[:3](inputs)).square().mean())
+
+    assert apart(hints=["2"], hint_weight=20.0) < 0.7 * apart()
+
+
+def test_training_with_hints_resumes_to_the_same_bits(tmp_path):
+    options = {"epochs": 3, "lr": 0.02, "teacher": make_teacher(), "hints": ["2"], "keep": "last"}
+    whole, path = make_model(), tmp_path / "tuned.pt"
+    torch_glue.finetune(whole, make_loader(), **options)
+
+    def stop(epoch, step, steps, loss):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        torch_glue.finetune(make_model(), make_loader(), checkpoint=path, progress=stop, **options)
+    model = make_model()
+    with pytest.raises(ValueError, match="other settings"):
+        torch_glue.finetune(model, make_loader(), checkpoint=path, **options | {"hint_weight": 1.0})
+    torch_glue.finetune(model, make_loader(), checkpoint=path, **options)
+    assert bits(model) == bits(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"hints": ["2"], "teacher": None}, "no teacher"),
+        ({"hints": "2"}, "names of modules in a list"),
+        ({"hints": ["nine"]}, "'nine' matches no layer"),
+        ({"hints": ["0.parametrizations"]}, "the teacher has no module '0.parametrizations'"),
+        ({"hints": ["2"], "hint_weight": 0.0}, "positive"),
+        ({"hints": ["2"], "hint_weight": math.nan}, "positive"),
+        ({"hints": ["0"], "teacher": nn.Sequential(nn.Linear(6, 2))}, "teacher's"),
+    ],
+)
+def test_hints_that_cannot_be_used(options, says):
+    with pytest.raises(ValueError, match=says):
+        torch_glue.finetune(make_model(), make_loader(), **{"teacher": make_teacher()} | options)
+
+
+def test_hints_of_modules_that_give_no_tensor():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.pair = nn.Linear(6, 2), Pair()
+
+        def forward(self, x):
+            return self.pair(self.body(x))[0]
+
+    model, teacher = Net(), Net()
+    torch_glue.attach(model, ["body"])
+    with pytest.raises(ValueError, match="pair gives no tensor"):
+        torch_glue.finetune(model, make_loader(), teacher=teacher, hints=["pair"])
+    assert not model.pair._forward_hooks and not teacher.pair._forward_hooks
