@@ -138,12 +138,12 @@ def _create(
     samples = max(1, _CHUNK_BYTES // max(bytes_each, 1))
     if not which.startswith(SHIFT):
         inputs = shape[0] * int(np.prod(geometry.kernel)) // geometry.groups
-        # blocks of linear layers are whole chunks in either precision, and are read as such
-        precisions = PRECISIONS if geometry.linear else PRECISIONS[:1]
-        cuts = [block_rows(inputs, precision) for precision in precisions]
-        first, _ = next(geometry.blocks((MAX_BLOCK_ROWS, *shape), math.gcd(*cuts)))
-        block = first.stop - first.start
-        samples = max(n for n in range(1, min(samples, block) + 1) if block % n == 0)
+        if geometry.linear:  # blocks are whole chunks in either precision, and are read as such
+            block = math.gcd(*(block_rows(inputs, precision) for precision in PRECISIONS))
+            samples = min(_power(samples), block & -block)
+        else:
+            first, _ = next(geometry.blocks((samples, *shape), block_rows(inputs)))
+            samples = first.stop - first.start
     return file.create_dataset(
         which,
         shape=(0, *shape),
@@ -152,6 +152,11 @@ def _create(
         dtype=dtype,
         fletcher32=True,
     )
+
+
+def _power(number: int) -> int:
+    """The largest power of two that is not above it."""
+    return 1 << (number.bit_length() - 1)
 
 
 @contextmanager
@@ -247,6 +252,8 @@ def pieces(calls: Sequence[Maps]) -> list[tuple[int, slice]]:
 def shards(shape: tuple[int, ...]) -> list[slice]:
     """Maps of this shape (n, …), cut into samples that are summed apart."""
     step = max(1, _SHARD_NUMBERS // max(1, math.prod(shape[1:])))
+    if len(shape) == 2:  # of linear layers: whole chunks
+        step -= step % min(MAX_BLOCK_ROWS, _power(step))
     return [slice(start, min(start + step, shape[0])) for start in range(0, max(shape[0], 1), step)]
 
 

@@ -2,8 +2,8 @@
 
 The library checks, copies and clears on the way to an array, which takes as long as a layer's sums
 in float32. Chunks are taken as they lie in the file, one behind the other; their checksums are
-computed here. Whatever is not as `write_activations` lays it out, or does not match its checksum,
-is read by the library, which says what is wrong with it.
+computed here. Parts of chunks, whatever is laid out otherwise, and what does not match its checksum
+are read by the library, which says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -32,23 +32,30 @@ class Room:
         OSError
             Where the file is damaged.
         """
-        count = seen.stop - seen.start
-        each = source.dtype.itemsize * math.prod(source.shape[1:])
-        chunk = source.chunks[0] if source.chunks else 1
-        wanted = -(-count // chunk) * chunk * each + _MARK
-        if len(self._bytes) < wanted:
-            self._bytes = np.empty(wanted, np.uint8)
-        found = self._bytes[: count * each].view(source.dtype).reshape(count, *source.shape[1:])
-        if not (_plain(source, seen) and self._read_chunks(source, seen, chunk, chunk * each)):
-            source.read_direct(found, np.s_[seen])
+        count, shape = seen.stop - seen.start, source.shape[1:]
+        each = source.dtype.itemsize * math.prod(shape)
+        if len(self._bytes) < count * each + _MARK:
+            self._bytes = np.empty(count * each + _MARK, np.uint8)
+        found = self._bytes[: count * each].view(source.dtype).reshape(count, *shape)
+        chunk = source.chunks[0] if _plain(source) else count + 1
+        first, last = -(-seen.start // chunk) * chunk, seen.stop // chunk * chunk
+        if first < last and self._read_chunks(source, range(first, last, chunk), seen.start, each):
+            parts = [slice(seen.start, first), slice(last, seen.stop)]
+        else:
+            parts = [seen]
+        for part in parts:
+            if part.start < part.stop:
+                own = found[part.start - seen.start : part.stop - seen.start]
+                source.read_direct(own, np.s_[part])
         return found
 
-    def _read_chunks(self, source: h5py.Dataset, seen: slice, chunk: int, size: int) -> bool:
-        """Whether all chunks were there, and as their checksums have them."""
-        rest = (0,) * (source.ndim - 1)
-        sums, at = np.empty(2, np.uint64), 0
-        for start in range(seen.start, seen.stop, chunk):
-            room = self._bytes[at : at + size + _MARK]  # the next chunk overwrites the checksum
+    def _read_chunks(self, source: h5py.Dataset, starts: range, origin: int, each: int) -> bool:
+        """Whether all of these chunks were there, and as their checksums have them."""
+        rest, size = (0,) * (source.ndim - 1), starts.step * each
+        sums = np.empty(2, np.uint64)
+        for start in starts:
+            at = (start - origin) * each
+            room = self._bytes[at : at + size + _MARK]  # what follows overwrites the checksum
             try:
                 skipped, raw = source.id.read_direct_chunk((start, *rest), out=room)
             except (OSError, RuntimeError, ValueError):
@@ -57,23 +64,20 @@ class Room:
                 return False
             word_sums(room[:size].view("<u2"), sums)
             # HDF5 takes the words' high bytes first, which turns both sums by 8 of their 16 bits
-            mark = np.array([room[size:].view("<u4")[0] & 0xFFFF, room[size:].view("<u4")[0] >> 16])
-            if not np.array_equal(mark % 65535, sums * 256 % 65535):
+            mark = int(room[size:].view("<u4")[0])
+            wanted = np.array([mark & 0xFFFF, mark >> 16]) % 65535
+            if not np.array_equal(wanted, sums * 256 % 65535):
                 return False
-            at += size
         return True
 
 
-def _plain(source: h5py.Dataset, seen: slice) -> bool:
-    """Whether these samples are whole chunks of whole samples, with a checksum and no more."""
-    if source.chunks is None or source.chunks[1:] != source.shape[1:]:
+def _plain(source: h5py.Dataset) -> bool:
+    """Whether chunks hold whole samples of NumPy's own numbers, with a checksum and no more."""
+    if source.chunks is None or source.chunks[1:] != source.shape[1:] or source.dtype.kind != "f":
         return False
-    chunk, filters = source.chunks[0], source.id.get_create_plist()
+    filters = source.id.get_create_plist()
     return (
-        seen.start % chunk == 0
-        and (seen.stop % chunk == 0 or seen.stop == len(source))
-        and source.dtype.isnative
-        and source.dtype.kind == "f"
+        source.id.get_type() == h5py.h5t.py_create(source.dtype.newbyteorder("="))
         and filters.get_nfilters() == 1
         and filters.get_filter(0)[0] == h5py.h5z.FILTER_FLETCHER32
     )

@@ -213,7 +213,13 @@ def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"layers: {twice[0]!r} is there twice; each needs a name of its own")
-    skipped = matching(skip, names, "skip")
+    skipped = set()
+    for pattern in skip:
+        matches = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        if not matches:
+            hint = did_you_mean(pattern, _patterns(names)) or f"; layers: {', '.join(names)}"
+            raise ValueError(f"skip: {pattern!r} matches no layer{hint}")
+        skipped |= matches
     selected = [layer for layer in layers if layer.name not in skipped]
     if not selected:
         raise ValueError(
@@ -226,19 +232,6 @@ def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
         if problem:
             raise ValueError(f"layer {layer.name} {problem}: add it to skip")
     return selected
-
-
-def matching(patterns: Iterable[str], names: Sequence[str], option: str) -> set[str]:
-    """Names that fit any of the patterns; a ValueError names a pattern of ``option`` that fits
-    none."""
-    found = set()
-    for pattern in patterns:
-        matches = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
-        if not matches:
-            hint = did_you_mean(pattern, _patterns(names)) or f"; layers: {', '.join(names)}"
-            raise ValueError(f"{option}: {pattern!r} matches no layer{hint}")
-        found |= matches
-    return found
 
 
 def _patterns(names: Sequence[str]) -> list[str]:

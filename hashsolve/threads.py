@@ -161,7 +161,7 @@ def _cuts(size: int, edge: int | None = None) -> Sequence[slice]:
 def _tiled(job: Callable[..., Any], tiles: Iterable[tuple], work: int) -> None:
     """Run a job for every tile, with BLAS on one thread and its overflows left to the caller."""
 
-    def quietly(tile: tuple[slice, slice]) -> None:
+    def quietly(tile: tuple) -> None:
         with np.errstate(all="ignore"):  # each thread has its own
             job(*tile)
 

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hashsolve import reference
-from hashsolve.activations import FULL, layer_sums, open_activations, write_activations
+from hashsolve.activations import (
+    FULL,
+    layer_sums,
+    open_activations,
+    shards,
+    write_activations,
+)
 from hashsolve.chunks import Room
 from hashsolve.geometry import Geometry
 from hashsolve.kernels.streams import add_moments, word_sums
@@ -40,11 +46,12 @@ def test_word_sums_are_those_of_the_twin(words):
     assert found.tolist() == twin.tolist()
 
 
+@pytest.mark.parametrize("word", (65534, 65535))
 @pytest.mark.parametrize("count", (4096, 4097, 300_000))
-def test_word_sums_of_the_largest_words_do_not_overflow(count):
-    words, found = np.full(count, 65534, np.uint16), np.empty(2, np.uint64)
+def test_word_sums_of_the_largest_words_do_not_overflow(count, word):
+    words, found = np.full(count, word, np.uint16), np.empty(2, np.uint64)
     word_sums(words, found)
-    twin = -count % 65535, -(count * (count + 1) // 2) % 65535
+    twin = word * count % 65535, word * (count * (count + 1) // 2) % 65535
     assert tuple(found.tolist()) == twin
 
 
@@ -61,14 +68,14 @@ def test_moments_are_those_of_the_twin(count, size, seed):
 @pytest.mark.parametrize("dtype", ("float16", "float32", "float64"))
 @pytest.mark.parametrize("shape", ((), (3,), (2, 3, 5)))
 def test_whole_chunks_are_read_without_the_library(tmp_path, monkeypatch, dtype, shape):
-    maps = np.random.default_rng(0).normal(size=(23, *shape)).astype(dtype)
+    maps = np.random.default_rng(0).normal(size=(24, *shape)).astype(dtype)
     with h5py.File(written(tmp_path / "a.h5", maps, 4, **PLAIN)) as file:
         monkeypatch.setattr(h5py.Dataset, "read_direct", refuse)
         room = Room()
-        for start, stop in ((0, 8), (8, 12), (0, 23), (20, 23), (4, 8)):
+        for start, stop in ((0, 8), (8, 12), (0, 24), (20, 24), (4, 8)):
             assert np.array_equal(room.read(file["x"], slice(start, stop)), maps[start:stop])
         with pytest.raises(AssertionError, match="the library"):
-            room.read(file["x"], slice(1, 8))
+            room.read(file["x"], slice(1, 8))  # parts of chunks
 
 
 @given(
@@ -84,6 +91,39 @@ def test_any_samples_of_any_layout(tmp_path_factory, count, chunk, data, options
             start = data.draw(st.integers(0, count - 1))
             stop = data.draw(st.integers(start + 1, count))
             assert np.array_equal(room.read(file["x"], slice(start, stop)), maps[start:stop])
+
+
+def test_numbers_of_another_layout_are_left_to_the_library(tmp_path):
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(23, 15, 8, 0, 15)
+    kind.set_precision(24)
+    maps = np.arange(12, dtype=np.float32).reshape(4, 3)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", (4, 3), kind, chunks=(2, 3), **PLAIN)[...] = maps
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["x"].dtype == np.float32
+        assert np.array_equal(Room().read(file["x"], slice(0, 4)), maps)
+
+
+@pytest.mark.parametrize("chunks", ((2**22, 1), (2**20, 1000)))
+def test_memory_taken_is_that_of_the_samples(tmp_path, chunks):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset(
+            "x", (64, 1000), "f4", chunks=chunks, maxshape=(None, 1000), fletcher32=True
+        )
+    room = Room()
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert not room.read(file["x"], slice(0, 64)).any()
+    assert len(room._bytes) < 64 * 1000 * 4 + 8
+
+
+@pytest.mark.parametrize("inputs", (3, 576, 1152, 2304, 4608, 20_000, 2**28))
+def test_shards_of_linear_layers_are_whole_chunks(inputs):
+    chunk = min(block_rows(inputs, precision) for precision in PRECISIONS)
+    chunk = min(chunk & -chunk, max(1, 2**20 // inputs))
+    first, *_ = shards((2**27, inputs))
+    assert first.stop % (1 << (chunk.bit_length() - 1)) == 0
+    assert first.stop * inputs > 2**25 or first.stop == 1
 
 
 def test_chunks_never_written_are_read_as_the_library_fills_them(tmp_path):

@@ -30,7 +30,6 @@ from torch_glue.passes import (
 )
 from torch_glue.paths import check_target
 from torch_glue.training import (
-    Hints,
     cross_entropy,
     distance,
     parameter_groups,
@@ -121,8 +120,6 @@ def finetune(
     teacher: nn.Module | None = None,
     distillation: float = 0.5,
     temperature: float = 1.0,
-    hints: Sequence[str] = (),
-    hint_weight: float = 5.0,
     freeze_batchnorm: bool = False,
     recalibrate: Tensor | Iterable[Any] | None = None,
     shares: Sequence[float] = (1.0,),
@@ -159,12 +156,6 @@ def finetune(
         Share of the loss that is KL(teacher ‖ student) of the softmax outputs, times
         temperature² (Hinton et al., arXiv:1503.02531), where there is a teacher.
     temperature : float
-    hints : sequence of str
-        Names of modules, or patterns such as "layer?.?", that give in both networks what is to be
-        alike: the mean over them of ‖student − teacher‖² / ‖teacher‖², times ``hint_weight``, is
-        added to the divergence (FitNets, Romero et al., arXiv:1412.6550). Of a module that is
-        called more than once the last output counts.
-    hint_weight : float
     freeze_batchnorm : bool
         Normalise by running statistics, which stay.
     recalibrate : tensor or batches, optional
@@ -234,12 +225,6 @@ def finetune(
             "distillation and warmup must be in [0, 1], temperature positive, got "
             f"{distillation}, {warmup}, {temperature}"
         )
-    if not isinstance(hints, Sequence) or isinstance(hints, str):
-        raise ValueError(f"hints: must be names of modules in a list, got {hints!r}")
-    if hints and teacher is None:
-        raise ValueError("hints: there is no teacher to take them from")
-    if not 0 < hint_weight < math.inf:
-        raise ValueError(f"hint_weight: must be a positive number, got {hint_weight}")
     if isinstance(loader, Iterator):
         raise ValueError(
             "loader: this iterator can be gone through only once, but each epoch needs a pass"
@@ -295,11 +280,9 @@ def finetune(
             outputs = run_model(run_batch, model, batch)
             value = criterion(outputs, batch)
             if teacher is not None:
-                wanted = run_teacher(teacher, batch)
-                apart = distance(outputs, wanted, temperature)
-                if shown is not None:
-                    apart = apart + hint_weight * shown.distance()
-                value = (1 - distillation) * value + distillation * apart
+                value = (1 - distillation) * value + distillation * distance(
+                    outputs, run_teacher(teacher, batch), temperature
+                )
             if not value.isfinite():
                 raise FloatingPointError(
                     f"epoch {epoch}, step {count}: the loss is {value.item()}: use a smaller lr"
@@ -322,12 +305,10 @@ def finetune(
         + [freeze_batchnorm, shares, keep, seed, given, _kind(stepper)]
         + [[name, str(p.shape)] for name, p in model.named_parameters()]
         + [None if teacher is None else _state_digest(teacher.state_dict())]
-        + ([list(hints), hint_weight] if hints else [])
     )
     start = _state_digest(model.state_dict())
     modes = [(module, module.training) for module in model.modules()]
     state = _load(checkpoint, settings, start)
-    shown = Hints(model, teacher, hints) if teacher is not None and hints else None
     try:
         if state is None:
             score, measures = judge()
@@ -373,8 +354,6 @@ def finetune(
             model.load_state_dict(state["best"])
         raise
     finally:
-        if shown is not None:
-            shown.close()
         set_share(model, 1.0)
         for module, mode in modes:
             module.training = mode

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hashsolve.network import matching
 from torch_glue.binary_weight import attached, binary_of, latent_of
 from torch_glue.passes import evaluating, run_batch, run_model
 
@@ -69,66 +68,6 @@ def distance(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     target = (wanted / temperature).log_softmax(-1).flatten(0, -2)
     divergence = nn.functional.kl_div(student, target, reduction="batchmean", log_target=True)
     return temperature**2 * divergence
-
-
-class Hints:
-    """Outputs of the same modules of student and teacher, to be compared (FitNets).
-
-    Parameters
-    ----------
-    model, teacher : torch.nn.Module
-    names : sequence of str
-        Names of modules, or patterns.
-
-    Raises
-    ------
-    ValueError
-        Where a name or pattern fits no module of the model, or the teacher lacks the module.
-    """
-
-    def __init__(self, model: nn.Module, teacher: nn.Module, names: Sequence[str]) -> None:
-        known = dict(model.named_modules())
-        self.names = sorted(matching(names, [name for name in known if name], "hints"))
-        others = dict(teacher.named_modules())
-        for name in self.names:
-            if name not in others:
-                raise ValueError(f"hints: the teacher has no module {name!r}")
-        self._found: list[dict[str, Any]] = [{}, {}]
-        self._handles = [
-            modules[name].register_forward_hook(self._keep(found, name))
-            for modules, found in zip((known, others), self._found, strict=True)
-            for name in self.names
-        ]
-
-    @staticmethod
-    def _keep(found: dict[str, Any], name: str) -> Any:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            found[name] = output
-
-        return keep
-
-    def distance(self) -> Tensor:
-        """The mean over modules of ‖student − teacher‖² / ‖teacher‖², of the last outputs."""
-        total: Any = 0.0
-        for name in self.names:
-            mine, wanted = (found.pop(name, None) for found in self._found)
-            if not isinstance(mine, Tensor) or not isinstance(wanted, Tensor):
-                raise ValueError(
-                    f"hints: {name} gives no tensor in both networks (a network compiled and run "
-                    "before it was given here calls no hooks)"
-                )
-            if mine.shape != wanted.shape:
-                raise ValueError(
-                    f"hints: {name} gives {tuple(mine.shape)}, the teacher's {tuple(wanted.shape)}"
-                )
-            size = wanted.square().sum().clamp(min=torch.finfo(wanted.dtype).tiny)
-            total = total + (mine - wanted).square().sum() / size
-        return total / len(self.names)
-
-    def close(self) -> None:
-        """Leave both networks as they were."""
-        for handle in self._handles:
-            handle.remove()
 
 
 def train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:

@@ -44,8 +44,6 @@ OPTIONS = [
     click.option("--warmup", default=0.05),
     click.option("--distillation", default=0.5),
     click.option("--temperature", default=1.0),
-    click.option("--hint", "hints", multiple=True, help="Modules to be like the teacher's."),
-    click.option("--hint-weight", default=5.0),
     click.option("--freeze-batchnorm", is_flag=True),
     click.option("--recalibrate", default=0, help="Images for BatchNorm, after each epoch."),
     click.option("--batch", default=128),
@@ -108,7 +106,7 @@ class Row:
                 model.compile()
                 full.compile()
             names = ("epochs", "lr", "scale_lr", "other_lr", "warmup", "distillation")
-            names += ("temperature", "hints", "hint_weight", "freeze_batchnorm", "seed")
+            names += ("temperature", "freeze_batchnorm", "seed")
             tuned = torch_glue.finetune(
                 model,
                 loader,
