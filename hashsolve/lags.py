@@ -142,7 +142,7 @@ def plan_of(
     fit = 2 <= prod(geometry.kernel) <= _MOST_TAPS and channels >= _FEWEST_CHANNELS
     if not fit or samples == 0:
         return None
-    plan = Plan(geometry, spatial)
+    plan = Plan(geometry, spatial, samples)
     most = _MARGIN * plan.patches_cost(channels, targets)
     lags = plan.lags_cost(channels, targets)
     spectra = inf if shifted else plan.spectra_cost(channels, targets, samples)
@@ -159,10 +159,13 @@ class Plan:
         A convolution.
     spatial : sequence of int
         The size of its maps.
+    total : int, optional
+        Samples in all, where that is known: spectra are then held of equal parts of them.
     """
 
-    def __init__(self, geometry: Geometry, spatial: Sequence[int]):
+    def __init__(self, geometry: Geometry, spatial: Sequence[int], total: int = 0):
         self.geometry = geometry
+        self.total = total
         self.spatial = tuple(spatial)
         outputs = geometry.output(spatial)
         pads = geometry.padded(spatial)
@@ -254,7 +257,7 @@ class Plan:
         """Of the sums of a sample by spectra, of so many; infinite where these cannot be had."""
         size = channels * (2 if targets else 1)
         chunk = min(self.spectral_samples(size), samples)
-        if not self.one_phase() or self.spectral_samples(size) < _FEWEST_SAMPLES:
+        if not self.one_phase() or self._most_samples(size) < _FEWEST_SAMPLES:
             return inf
         if 16 * len(self.cells) * size**2 > _LARGEST_STATE:
             return inf
@@ -300,6 +303,12 @@ class Plan:
 
     def spectral_samples(self, channels: int) -> int:
         """Samples whose spectra are held at a time: a fixed cut, as maps of all groups are read."""
+        most = self._most_samples(channels)
+        even = -(-self.total // max(1, -(-self.total // most)))
+        return min(most, -(-even // 8) * 8) if even else most
+
+    def _most_samples(self, channels: int) -> int:
+        """Samples whose spectra there is room for."""
         samples = SPECTRA // (2 * self._frequencies() * channels * self.geometry.groups)
         return samples - samples % 8 if samples > 8 else max(1, samples)
 

@@ -121,9 +121,9 @@ def test_memory_taken_is_that_of_the_samples(tmp_path, chunks):
 def test_shards_of_linear_layers_are_whole_chunks(inputs):
     chunk = min(block_rows(inputs, precision) for precision in PRECISIONS)
     chunk = min(chunk & -chunk, max(1, 2**20 // inputs))
-    first, *_ = shards((2**27, inputs))
+    first = shards((2**20, inputs))[0]
     assert first.stop % (1 << (chunk.bit_length() - 1)) == 0
-    assert first.stop * inputs > 2**25 or first.stop == 1
+    assert first.stop * inputs > 2**25 or first.stop in (1, 2**20)
 
 
 def test_chunks_never_written_are_read_as_the_library_fills_them(tmp_path):

@@ -13,10 +13,10 @@ WAYS = ("patches", "lags", "spectra")
 def by(way: str):
     """Sum by "lags", "spectra" or "patches", whatever is faster."""
 
-    def made(geometry, spatial, *_):
+    def made(geometry, spatial, channels, targets, samples, shifted):
         if way == "patches":
             return None
-        plan = Plan(geometry, spatial)
+        plan = Plan(geometry, spatial, samples)
         plan.spectral = way == "spectra"
         return plan
 

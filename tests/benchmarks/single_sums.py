@@ -3,10 +3,11 @@
     python tests/benchmarks/single_sums.py --folder DIR
 
 All are measured in turn, several rounds, in one process; the figure is the ratio of the best of
-each. ``cpu`` compares processor time, which other processes disturb less; ``wall`` compares seconds
-on all cores. Of a layer, ``memory`` sums float32 rows (N, S) as `layer_sums` is given them,
-``arrays`` the same as X (S, N) for `Problem.from_arrays`, ``float32`` and ``float16`` those of a
-cache file (beside it, the share of the rate of ``memory``). Prints one JSON object.
+each, ``ssyrk`` being of all blocks of a layer, as long as its sums. ``cpu`` compares processor
+time, which other processes disturb less; ``wall`` compares seconds on all cores. Of a layer,
+``memory`` sums float32 rows (N, S) as `layer_sums` is given them, ``arrays`` the same as X (S, N)
+for `Problem.from_arrays`, ``float32`` and ``float16`` those of a cache file (beside it, the share
+of the rate of ``memory``). Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -69,15 +70,20 @@ def one(inputs: int, rounds: int, folder: Path) -> dict:
         with open_activations(paths[dtype]) as streams:
             layer_sums(streams[FULL], weights, LINEAR, precision="single")
 
-    flops, one_block = rows * inputs**2, columns[:, :block]
+    def multiply() -> None:
+        for start in range(0, rows, block):
+            part = columns[:, start : start + block]
+            part @ part.T
+
+    flops = rows * inputs**2
     best = Best()
     for _ in range(rounds):
         # OpenBLAS's waiting threads count as processor time: so on one thread for that
         with one_blas_thread():
             best.run("sgemm 1", 2 * SIDE**3, lambda: a @ b)
-            best.run("ssyrk 1", block * inputs**2, lambda: one_block @ one_block.T)
+            best.run("ssyrk 1", flops, multiply)
         best.run("sgemm", 2 * SIDE**3, lambda: a @ b)
-        best.run("ssyrk", block * inputs**2, lambda: one_block @ one_block.T)
+        best.run("ssyrk", flops, multiply)
         best.run("memory", flops, lambda: layer_sums(maps, weights, LINEAR, precision="single"))
         best.run("double", flops, lambda: layer_sums(maps, weights, LINEAR))
         best.run(
