@@ -37,7 +37,7 @@ class Room:
         if len(self._bytes) < count * each + _MARK:
             self._bytes = np.empty(count * each + _MARK, np.uint8)
         found = self._bytes[: count * each].view(source.dtype).reshape(count, *shape)
-        chunk = source.chunks[0] if _plain(source) else count + 1
+        chunk = source.chunks[0] if _plain(source) else count + 1  # of which none is inside
         first, last = -(-seen.start // chunk) * chunk, seen.stop // chunk * chunk
         if first < last and self._read_chunks(source, range(first, last, chunk), seen.start, each):
             parts = [slice(seen.start, first), slice(last, seen.stop)]
