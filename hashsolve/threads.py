@@ -134,10 +134,8 @@ def add_gram(total: np.ndarray, x: np.ndarray) -> None:
 
 def _add_gram_by_columns(total: np.ndarray, x: np.ndarray) -> None:
     """All of x @ x.T, from products of some columns at a time, added in their order."""
-    parts: list[Any] = []
     cuts = [(cut,) for cut in strips(x.shape[1], _SINGLE_COLUMNS)]
-    _tiled(lambda cut: parts.append((cut.start, x[:, cut] @ x[:, cut].T)), cuts, x.size * len(x))
-    for _, part in sorted(parts, key=lambda part: part[0]):
+    for part in _tiled(lambda cut: x[:, cut] @ x[:, cut].T, cuts, x.size * len(x)):
         total += part
 
 
@@ -158,16 +156,15 @@ def _cuts(size: int, edge: int | None = None) -> Sequence[slice]:
     return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
-def _tiled(job: Callable[..., Any], tiles: Iterable[tuple], work: int) -> None:
-    """Run a job for every tile, with BLAS on one thread and its overflows left to the caller."""
+def _tiled(job: Callable[..., Any], tiles: Iterable[tuple], work: int) -> list[Any]:
+    """A job's results for every tile, with BLAS on one thread and its overflows left to the
+    caller."""
 
-    def quietly(tile: tuple) -> None:
+    def quietly(tile: tuple) -> Any:
         with np.errstate(all="ignore"):  # each thread has its own
-            job(*tile)
+            return job(*tile)
 
     with one_blas_thread():
         if work < _INLINE_WORK:
-            for tile in tiles:
-                quietly(tile)
-        else:
-            spread(quietly, tiles)
+            return [quietly(tile) for tile in tiles]
+        return spread(quietly, tiles)
