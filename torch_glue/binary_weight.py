@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from torch_glue.filters import as_rows, from_rows, weight_of
+from torch_glue.filters import PROJECTIONS, as_rows, from_rows
 
 
 class BinaryWeight(nn.Module):
@@ -132,41 +133,106 @@ class BinaryWeight(nn.Module):
         return f"kind={self.kind!r}, stochastic={self.stochastic}, clip={self.clip}"
 
 
-def attached(model: nn.Module) -> dict[str, nn.Module]:
+class Projections(nn.Module):
+    """The packed weight of an `nn.MultiheadAttention`: equal parts of its rows, some binary.
+
+    Parameters
+    ----------
+    parts : sequence of BinaryWeight or None
+        What each part is; None: as it is.
+    """
+
+    def __init__(self, parts: Sequence[BinaryWeight | None]):
+        super().__init__()
+        self.parts = nn.ModuleList(part or nn.Identity() for part in parts)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """The weight that the layer computes with."""
+        rows = latent.chunk(len(self.parts))
+        return torch.cat([part(own) for part, own in zip(self.parts, rows, strict=True)])
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """As that of its parts."""
+        for part, own in zip(self.parts, weight.chunk(len(self.parts)), strict=True):
+            if isinstance(part, BinaryWeight):
+                part.right_inverse(own)
+        return weight
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A layer whose weight, or whose part of a packed weight, is computed by a `BinaryWeight`.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Who holds the weight.
+    tensor : str
+        Its name there.
+    binary : BinaryWeight
+    part : int or None
+        Which part of a packed weight is the layer's.
+    """
+
+    module: nn.Module
+    tensor: str
+    binary: BinaryWeight
+    part: int | None = None
+
+    @property
+    def parameter(self) -> Tensor:
+        """What is trained: the latents, of all parts where the weight is packed."""
+        parametrizations: Any = self.module.parametrizations
+        return parametrizations[self.tensor].original
+
+    @property
+    def latent(self) -> Tensor:
+        """The layer's own latents, in the parameter's memory."""
+        return self._own(self.parameter.detach())
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own weight as `detach` would leave it."""
+        return self._own(self.whole)
+
+    @property
+    def whole(self) -> Tensor:
+        """The weight, all of it, as `detach` would leave it."""
+        parametrizations: Any = self.module.parametrizations
+        modes = [(each, each.training) for each in parametrizations[self.tensor].modules()]
+        try:
+            parametrizations[self.tensor].eval()
+            with torch.no_grad():
+                return getattr(self.module, self.tensor).detach()
+        finally:
+            for each, mode in modes:
+                each.training = mode
+
+    def _own(self, whole: Tensor) -> Tensor:
+        return whole if self.part is None else whole.chunk(len(PROJECTIONS))[self.part]
+
+
+def attached(model: nn.Module) -> dict[str, Attached]:
     """The attached layers of a model, by name."""
-    return {name: module for name, module in model.named_modules() if any(_binaries(module))}
+    return {
+        f"{name}.{suffix}".strip("."): layer
+        for name, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+        for suffix, layer in _attached_to(module)
+    }
 
 
-def binary_of(module: nn.Module) -> BinaryWeight:
-    """The `BinaryWeight` of an attached module."""
-    return next(_binaries(module))
-
-
-def latent_of(module: nn.Module) -> Tensor:
-    """The latent weight of an attached module."""
-    return _parametrization(module).original
-
-
-def _binaries(module: nn.Module) -> Iterator[BinaryWeight]:
-    if parametrize.is_parametrized(module, "weight"):
-        yield from (p for p in _parametrization(module) if isinstance(p, BinaryWeight))
-
-
-def _parametrization(module: nn.Module) -> Any:
+def _attached_to(module: nn.Module) -> Iterator[tuple[str, Attached]]:
+    """The attached layers whose weights a module holds, and what their names end in."""
     parametrizations: Any = module.parametrizations
-    return parametrizations.weight
-
-
-@torch.no_grad()
-def binary_weight(module: nn.Module) -> Tensor:
-    """The weight of an attached layer as `detach` would leave it."""
-    binary = binary_of(module)
-    training = binary.training
-    try:
-        binary.training = False
-        return weight_of(module).detach()
-    finally:
-        binary.training = training
+    for tensor, chain in parametrizations.items():
+        for each in chain:
+            if isinstance(each, BinaryWeight):
+                yield tensor.removesuffix("weight").rstrip("_"), Attached(module, tensor, each)
+            elif isinstance(each, Projections):
+                for number, (suffix, part) in enumerate(zip(PROJECTIONS, each.parts, strict=True)):
+                    if isinstance(part, BinaryWeight):
+                        yield suffix, Attached(module, tensor, part, number)
 
 
 def scales_of(rows: Tensor, groups: int) -> Tensor:

@@ -28,10 +28,11 @@ from hashsolve.packed_checkpoint import (
     read_layout,
 )
 from hashsolve.packing import pack, unpack
-from torch_glue.binary_weight import attached, binary_weight
+from torch_glue.binary_weight import attached
 from torch_glue.filters import as_rows, from_rows, group_length, transposed_groups
 from torch_glue.parametrize import attachable
 from torch_glue.paths import check_target
+from torch_glue.places import places_of, state_name
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def save_packed(
         f"{name}.weight".lstrip("."): transposed_groups(module)
         for name, module in model.named_modules()
     }
-    required = {f"{name}.weight".lstrip(".") for name in layers}
+    known = {name: tensor for tensor, names in _names(model).items() for name in names}
+    required = {known.get(name, f"{name}.weight".lstrip(".")) for name in layers}
     if missing := required - state.keys():
         raise ValueError(f"layers: the model has no tensor {min(missing)!r}")
     tensors: dict[str, Tensor] = {}
@@ -173,7 +175,7 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
     -------
     list of str
         The layers whose weights are binary and which `attach` takes, to train them further: not
-        the projections of attentions, embeddings, nor tied weights. The model itself is "".
+        embeddings, nor tied weights. The model itself is "".
 
     Raises
     ------
@@ -205,8 +207,9 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
             )
     _check_tied(path, own, state)
     model.load_state_dict(state)
-    modules = (name for name in map(_module_of, layout.packed) if name is not None)
-    return [name for name in modules if _is_attachable(model, name)]
+    named = _names(model)
+    layers = (name for tensor in layout.packed for name in named.get(tensor, ()))
+    return [name for name in layers if _is_attachable(model, name)]
 
 
 def _check_tied(path: str | PathLike, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -222,10 +225,12 @@ def _check_tied(path: str | PathLike, own: dict[str, Tensor], state: dict[str, T
             )
 
 
-def _module_of(weight: str) -> str | None:
-    """The name of the module whose ``weight`` this is."""
-    name, _, last = weight.rpartition(".")
-    return name if last == "weight" else None
+def _names(model: nn.Module) -> dict[str, list[str]]:
+    """Of each weight in the state dict, the layers that `attach` knows it by."""
+    names: dict[str, list[str]] = {}
+    for name, place in places_of(model).items():
+        names.setdefault(state_name(name, place), []).append(name)
+    return names
 
 
 def _is_attachable(model: nn.Module, name: str) -> bool:
@@ -251,11 +256,12 @@ def _sort_metadata(path: Path) -> None:
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict as it is once layers are detached."""
     state = dict(model.state_dict())
-    for name, module in attached(model).items():
-        start = f"{name}." if name else ""
-        inside = f"{start}parametrizations.weight."
+    owners = {module: name for name, module in model.named_modules()}
+    for layer in attached(model).values():
+        start = f"{owners[layer.module]}.".lstrip(".")
+        inside = f"{start}parametrizations.{layer.tensor}."
         state = {key: value for key, value in state.items() if not key.startswith(inside)}
-        state[f"{start}weight"] = binary_weight(module)
+        state[start + layer.tensor] = layer.whole
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             raise ValueError(f"{key}: is not a plain tensor, which is all that can be written")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +11,14 @@ PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (*PLAIN, *TRANSPOSED)
 """Modules whose weight may be binary."""
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+"""What those of `nn.MultiheadAttention` are called that are no modules, in the order in which they
+are packed."""
 
 
 def transposed_groups(module: nn.Module) -> int:
     """Groups of a transposed convolution, whose filters lie on the second axis; else 0."""
     return module.groups if isinstance(module, TRANSPOSED) else 0
-
-
-def weight_of(module: nn.Module) -> Tensor:
-    """The weight of one of `LAYERS`, computed where it is parametrized."""
-    weight: Any = module.weight
-    return weight
 
 
 def as_rows(weight: Tensor, groups: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ import torch_glue.network  # noqa: F401  registers how tensors are digested
 from hashsolve import checks
 from hashsolve.files import atomic, digest
 from torch_glue.batchnorm import recalibrate_batchnorm, running_norms
-from torch_glue.binary_weight import attached, binary_of, latent_of
+from torch_glue.binary_weight import attached
 from torch_glue.passes import (
     batches_of,
     evaluating,
@@ -215,7 +215,8 @@ def finetune(
     """
     epochs, seed = checks.whole(epochs, "epochs", 1), checks.whole(seed, "seed", 0)
     checks.choice(keep, "keep", ("best", "last"))
-    if not attached(model):
+    layers = attached(model).values()
+    if not layers:
         raise ValueError("the model has no attached layer: torch_glue.attach(model, run) first")
     shares = [float(share) for share in shares]
     if not shares or not all(0 < share <= 1 for share in shares):
@@ -290,8 +291,8 @@ def finetune(
             stepper.zero_grad()
             value.backward()
             stepper.step()
-            for module in attached(model).values():
-                binary_of(module).clip_(latent_of(module))
+            for layer in layers:
+                layer.binary.clip_(layer.latent)
             total += value.item()
             if progress is not None:
                 progress(epoch, count, per_epoch, value.item())

@@ -18,24 +18,16 @@ from hashsolve.files import open_h5
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
 from hashsolve.runfolder import RunFolder
-from torch_glue.binary_weight import (
-    BinaryWeight,
-    attached,
-    binary_of,
-    binary_weight,
-    latent_of,
-    scales_of,
-)
+from torch_glue.binary_weight import BinaryWeight, Projections, attached, scales_of
 from torch_glue.filters import (
-    LAYERS,
+    PROJECTIONS,
     as_rows,
     binary_scales,
     from_rows,
     group_length,
     transposed_groups,
-    weight_of,
 )
-from torch_glue.places import PROJECTIONS
+from torch_glue.places import Place, places_of, state_name
 
 SCALES = ("trained", "fixed", "mean", "none")
 
@@ -62,13 +54,14 @@ def attach(
     ----------
     model : torch.nn.Module
         Rewritten in place: ``layer.parametrizations.weight.original`` holds the latents,
-        ``layer.parametrizations.weight[0].scales`` the scales.
+        ``layer.parametrizations.weight[0].scales`` the scales (of packed projections
+        ``in_proj_weight[0].parts[n].scales``).
     layers : Run, or names
         A run of `binarize` gives layers, codes, scales, and |W| from its folder. Else dotted names
         of layers: codes are then the signs of the weights they hold, scales their magnitude where
         each filter, or each group of its consecutive inputs, is exactly ±α, else mean |W| (BWN).
-        The projections q_proj, k_proj and v_proj of `nn.MultiheadAttention` are no modules, and
-        cannot be attached: skip them when binarising, or attach the other layers by name.
+        The projections q_proj, k_proj and v_proj of `nn.MultiheadAttention` are mostly parts of one
+        packed weight: parts that are not attached are trained with it as they are.
     scales : {"trained", "fixed", "mean", "none"}
         Trained as parameters; fixed (better where BatchNorm follows: in training that divides
         scales out again, and Adam would let them drift by rounding); mean |latent| at all times
@@ -87,9 +80,8 @@ def attach(
     Raises
     ------
     ValueError
-        For a layer that is not there, is attached already, shares its weight, is a projection of
-        an attention, has another shape or no finite weight, or a run's folder that is damaged; the
-        model is then as before.
+        For a layer that is not there, is attached already, shares its weight, has another shape or
+        no finite weight, or a run's folder that is damaged; the model is then as before.
 
     Examples
     --------
@@ -120,11 +112,11 @@ def attach(
     else:
         names = [layers] if isinstance(layers, str) else list(layers)
     known = _full_precision(magnitudes)
-    modules = attachable(model, names)
+    places = attachable(model, names)
     starts = []
-    for index, (name, module) in enumerate(modules.items()):
-        groups = transposed_groups(module)
-        weight = weight_of(module).detach()
+    for index, (name, (place, whole)) in enumerate(places.items()):
+        groups = transposed_groups(place.owner)
+        weight = place.own(whole).detach()
         if run:
             result = run.layers[index]
             codes, alpha = _of_run(result, weight, groups)
@@ -136,7 +128,8 @@ def attach(
             count = 1 if length == 1 else rows.shape[1] // length
             codes, alpha = torch.where(rows >= 0, 1, -1).to(rows.dtype), scales_of(rows, count)
         if known:
-            full = known.get(f"{name}.weight".lstrip("."))
+            full = known.get(state_name(name, place))
+            full = None if full is None else place.own(full)
         if full is None or full.shape != weight.shape or not full.isfinite().all():
             raise ValueError(
                 f"magnitudes: the weight of {name} must be finite and of shape "
@@ -156,15 +149,30 @@ def attach(
             stochastic=stochastic,
             clip=clip,
         )
-        starts.append((module, binary, from_rows(latent, weight.shape, groups), alpha))
-    for module, binary, latent, alpha in starts:
-        binary.train(module.training)
-        parametrize.register_parametrization(module, "weight", binary)
-        with torch.no_grad():
-            latent_of(module).copy_(latent)
+        starts.append((place, binary, from_rows(latent, weight.shape, groups), alpha))
+    _register([(place, binary) for place, binary, *_ in starts])
+    layers = attached(model)
+    with torch.no_grad():
+        for name, (_, binary, latent, alpha) in zip(places, starts, strict=True):
+            layers[name].latent.copy_(latent)
             if binary.scales is not None:
                 binary.scales.copy_(alpha)
-    return list(modules)
+    return list(places)
+
+
+def _register(layers: Iterable[tuple[Place, BinaryWeight]]) -> None:
+    """Have weights computed; those that are packed in one parameter, by one parametrization."""
+    packed: dict[tuple[nn.Module, str], list[BinaryWeight | None]] = {}
+    for place, binary in layers:
+        binary.train(place.owner.training)
+        if place.part is None:
+            parametrize.register_parametrization(place.owner, place.weight, binary)
+        else:
+            parts = packed.setdefault((place.owner, place.weight), [None] * len(PROJECTIONS))
+            parts[place.part] = binary
+    for (owner, tensor), parts in packed.items():
+        both = Projections(parts).train(owner.training)
+        parametrize.register_parametrization(owner, tensor, both)
 
 
 def detach(model: nn.Module) -> list[str]:
@@ -196,21 +204,20 @@ def detach(model: nn.Module) -> list[str]:
     1
     """
     found = attached(model)
-    for name, module in found.items():
-        weight = binary_weight(module)
-        groups = binary_of(module).scales
-        rows = as_rows(weight, transposed_groups(module))
-        if groups is not None:
-            rows = rows.reshape(groups.numel(), -1)
+    for name, layer in found.items():
+        rows = as_rows(layer.weight, transposed_groups(layer.module))
+        if layer.binary.scales is not None:
+            rows = rows.reshape(layer.binary.scales.numel(), -1)
         if binary_scales(rows) is None:
             raise ValueError(
                 f"{name}: its weight is not exactly ±α in each filter: training has left numbers "
                 "that are not finite, or another parametrization follows the signs"
             )
-    for module in found.values():
-        binary_of(module).eval()  # nothing random, nothing left out
+    for module, tensor in {(layer.module, layer.tensor): None for layer in found.values()}:
+        parametrizations: Any = module.parametrizations
+        parametrizations[tensor].eval()  # nothing random, nothing left out
         _own_class(module)
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
     return list(found)
 
 
@@ -239,34 +246,28 @@ def _full_precision(given: nn.Module | Mapping[str, Tensor] | None) -> Mapping[s
     return state
 
 
-def attachable(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
-    """The layers of these names, as long as all can be attached."""
-    known = dict(model.named_modules())
-    inside = [name for name in names if _is_projection(name, known)]
-    if inside:
-        raise ValueError(
-            f"layers: {', '.join(inside)}: parts of an attention's packed weight, which cannot be "
-            'attached: binarise with skip=("*.q_proj", "*.k_proj", "*.v_proj"), or attach the '
-            "other layers by name and keep in_proj_weight as it is (requires_grad_(False))"
-        )
-    found: dict[str, nn.Module] = {}
+def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Place, Tensor]]:
+    """The layers of these names and their parameters, as long as all can be attached."""
+    known, places = dict(model.named_modules()), places_of(model)
+    found: dict[str, tuple[Place, Tensor]] = {}
     for name in names:
-        if name not in known:
-            raise ValueError(f"layers: the model has no module {name!r}")
-        module = known[name]
+        if name not in places:
+            if name not in known:
+                raise ValueError(f"layers: the model has no module {name!r}")
+            kind = type(known[name]).__name__
+            raise ValueError(f"layers: {name} is a {kind}, which has no codes")
         if name in found:
             raise ValueError(f"layers: {name} is named twice")
-        if not isinstance(module, LAYERS):
-            raise ValueError(f"layers: {name} is a {type(module).__name__}, which has no codes")
-        if parametrize.is_parametrized(module):
+        place = places[name]
+        if parametrize.is_parametrized(place.owner, place.weight):
             raise ValueError(f"{name}: its weight is parametrized already: detach(model) first")
-        weight = module._parameters.get("weight")
-        if weight is None or not weight.isfinite().all():
+        weight = place.parameter
+        if weight is None or not place.own(weight).isfinite().all():
             raise ValueError(f"{name}: its weight is computed from other tensors, or not finite")
         sharing = [
             other
             for other, it in known.items()
-            if it is not module and any(p is weight for p in it.parameters(recurse=False))
+            if it is not place.owner and any(p is weight for p in it.parameters(recurse=False))
         ]
         if sharing:
             raise ValueError(
@@ -274,14 +275,8 @@ def attachable(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
                 "packed, but not attached: give each its own, or leave them out by attaching the "
                 "other layers by name"
             )
-        found[name] = module
+        found[name] = place, weight
     return found
-
-
-def _is_projection(name: str, known: Mapping[str, nn.Module]) -> bool:
-    """Whether it is the name of what `nn.MultiheadAttention` computes without a module."""
-    parent, _, last = name.rpartition(".")
-    return last in PROJECTIONS and isinstance(known.get(parent), nn.MultiheadAttention)
 
 
 def _of_run(result: Any, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:

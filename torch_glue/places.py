@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import hashsolve
-
-PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+from torch_glue.filters import PLAIN, PROJECTIONS, TRANSPOSED
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +50,13 @@ class Place:
     def address(self) -> int | None:
         """Where its weight begins in memory."""
         whole = self.parameter
-        return None if whole is None else whole[slice(*self.rows)].data_ptr()
+        return None if whole is None else self.own(whole).data_ptr()
+
+    @property
+    def part(self) -> int | None:
+        """Which of the equal parts of a packed parameter is this layer's; None where all is."""
+        first, end = self.rows
+        return None if first is None or end is None else first // (end - first)
 
     @property
     def layout(self) -> str:
@@ -78,13 +81,17 @@ class Place:
             return m.out_features, m.in_features
         return m.out_channels, m.in_channels // m.groups, *m.kernel_size
 
+    def own(self, parameter: Tensor) -> Tensor:
+        """What of the whole parameter is this layer's, as it lies there."""
+        return parameter[slice(*self.rows)]
+
     def read(self, parameter: Tensor) -> Tensor:
         """The layer's weight, from the whole parameter."""
-        return parameter[slice(*self.rows)]
+        return self.own(parameter)
 
     def fill(self, parameter: Tensor, weight: Tensor) -> None:
         """Put the layer's weight into the whole parameter."""
-        parameter[slice(*self.rows)].copy_(weight)
+        self.own(parameter).copy_(weight)
 
     def inputs(self, args: tuple, kwargs: dict) -> np.ndarray:
         """A copy of the input of one call of the module, with a sample axis."""
@@ -210,6 +217,13 @@ def places_of(model: nn.Module) -> dict[str, Place]:
         elif isinstance(module, PLAIN) and module not in inside:
             places[name] = Place(module, module)
     return places
+
+
+def state_name(name: str, place: Place) -> str:
+    """What the weight of a layer of this name is called in the model's state dict."""
+    if isinstance(place, Projection) and place.owner is place.module:
+        name = name.rpartition(".")[0]
+    return f"{name}.{place.weight}".lstrip(".")
 
 
 def as_array(value: Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_glue.binary_weight import attached, binary_of, latent_of
+from torch_glue.binary_weight import attached
 from torch_glue.passes import evaluating, run_batch, run_model
 
 
@@ -36,8 +36,8 @@ def parameter_groups(
     [('latents', 1), ('scales', 1), ('other', 1)]
     """
     layers = attached(model).values()
-    latents = [latent_of(module) for module in layers]
-    scales = [p for module in layers for p in binary_of(module).parameters()]
+    latents = list({id(layer.parameter): layer.parameter for layer in layers}.values())
+    scales = [p for layer in layers for p in layer.binary.parameters()]
     known = {id(p) for p in (*latents, *scales)}
     others = [p for p in model.parameters() if id(p) not in known]
     groups = []
@@ -100,8 +100,8 @@ def set_step(
 
 def set_share(model: nn.Module, share: float) -> None:
     """The share of filters that training passes binarise."""
-    for module in attached(model).values():
-        binary_of(module).share = share
+    for layer in attached(model).values():
+        layer.binary.share = share
 
 
 def seeded_batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:

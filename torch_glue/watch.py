@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from torch_glue.places import PROJECTIONS, Place, tensors_in
+from torch_glue.filters import PROJECTIONS
+from torch_glue.places import Place, tensors_in
 
 _PRODUCTS = (
     F.linear,

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch_support import content, record
 
 import torch_glue
-from torch_glue.binary_weight import binary_of
 from torch_glue.training import parameter_groups
 
 
@@ -346,10 +345,10 @@ def test_shares_grow_in_stages_of_equal_length():
         epochs=2,
         lr=0.01,
         shares=(0.5, 0.75, 0.875, 1.0),
-        progress=lambda *args: shares.append(binary_of(model[0]).share),
+        progress=lambda *args: shares.append(model[0].parametrizations.weight[0].share),
     )
     assert shares == [0.5] * 3 + [0.75] * 3 + [0.875] * 3 + [1.0] * 3
-    assert binary_of(model[0]).share == 1.0
+    assert model[0].parametrizations.weight[0].share == 1.0
 
 
 def test_latents_are_clipped_after_each_step():

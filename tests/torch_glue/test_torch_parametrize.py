@@ -18,8 +18,9 @@ from torch_support import content, mlp, record, small_images, small_net
 import torch_glue
 from hashsolve.instance import signs
 from hashsolve.runfolder import RunFolder
-from torch_glue.binary_weight import BinaryWeight, binary_of
+from torch_glue.binary_weight import BinaryWeight
 from torch_glue.parametrize import SCALES
+from torch_glue.training import parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,10 @@ def binarized(tmp_path_factory):
 
 def latent(module):
     return module.parametrizations.weight.original
+
+
+def binary(module):
+    return module.parametrizations.weight[0]
 
 
 def test_it_starts_at_the_solvers_codes_bit_for_bit(binarized):
@@ -297,7 +302,7 @@ def test_clip_brings_latents_back():
     kept = latent(model[0]).clone()
     model(torch.ones(2, 4)).sum().backward()
     assert (latent(model[0]).grad[kept.abs() > 0.25] == 0).all() and (kept.abs() > 0.25).any()
-    binary_of(model[0]).clip_(latent(model[0]))
+    binary(model[0]).clip_(latent(model[0]))
     assert torch.equal(latent(model[0]), kept.clamp(-0.25, 0.25))
 
 
@@ -391,10 +396,10 @@ def test_what_is_not_binary_is_not_detached(binarized):
     attached = copy.deepcopy(model)
     torch_glue.attach(attached, run)
     with torch.no_grad():
-        binary_of(attached[2]).scales[0] = torch.nan
+        binary(attached[2]).scales[0] = torch.nan
     with pytest.raises(ValueError, match="2: its weight is not exactly ±α"):
         torch_glue.detach(attached)
-    assert binary_of(attached[0]) is not None
+    assert binary(attached[0]) is not None
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -429,11 +434,11 @@ def test_scales_of_groups_are_found_by_names(layer):
         before = model[0].weight.detach().clone()
         torch_glue.attach(model, ["0"])
         assert torch.equal(model[0].weight, before)
-        assert binary_of(model[0]).scales.shape == (shape[0], count // length)
+        assert binary(model[0]).scales.shape == (shape[0], count // length)
         torch_glue.detach(model)
         assert torch.equal(model[0].weight, before)
     torch_glue.attach(other, ["0"])  # not binary: mean |W|
-    assert binary_of(other[0]).scales.shape == (shape[0], 1)
+    assert binary(other[0]).scales.shape == (shape[0], 1)
 
 
 def test_a_run_in_groups_of_inputs_trained_packed_and_trained_further(tmp_path):
@@ -467,28 +472,122 @@ class Attending(nn.Module):
         return self.last(self.at(x, x[..., :width], x[..., :width])[0])
 
 
-@pytest.mark.parametrize("options", [{}, {"kdim": 8, "vdim": 8}])
-def test_projections_of_an_attention_are_refused_by_name(tmp_path, options):
+PARTS = ["at.q_proj", "at.k_proj", "at.v_proj"]
+FORMS = pytest.mark.parametrize("options", [{}, {"kdim": 8, "vdim": 8}])
+
+
+def projections(attention):
+    """The weights of the three by hand, packed or not."""
+    if attention.in_proj_weight is not None:
+        return attention.in_proj_weight.reshape(3, 16, 16)
+    return [getattr(attention, f"{part}_proj_weight") for part in "qkv"]
+
+
+@FORMS
+@pytest.mark.parametrize("scales", SCALES)
+def test_projections_of_an_attention_start_at_the_codes(tmp_path, options, scales):
     torch.manual_seed(0)
     model, inputs = Attending(**options), torch.randn(24, 5, 16)
     full = copy.deepcopy(model)
-    run = torch_glue.binarize(model, inputs, tmp_path / "all", method="dcc")
-    before = record(model)["tensors"]
-    for layers in (run, ["at.q_proj", "last", "at.k_proj", "at.v_proj"]):
-        with pytest.raises(ValueError, match=r"at.q_proj, at.k_proj, at.v_proj: .*skip=") as caught:
-            torch_glue.attach(model, layers)
-        assert record(model)["tensors"] == before
-    skip = str(caught.value).partition("skip=(")[2].partition(")")[0]
-    wanted = model(inputs)
-    assert torch_glue.attach(model, ["at.out_proj", "last"]) == ["at.out_proj", "last"]
+    run = torch_glue.binarize(model, inputs, tmp_path, method="dcc")
+    binarized = copy.deepcopy(model)
+    names = [result.name for result in run.layers]
+    assert set(PARTS) < set(names)
+    assert torch_glue.attach(model, run, scales=scales) == names
+    for own, wanted in zip(projections(model.at), projections(binarized.at), strict=True):
+        if scales in ("trained", "fixed"):
+            assert torch.equal(own, wanted)
+        assert torch.equal(own.sign(), wanted.sign())
+        alpha = own.detach().abs()
+        assert torch.equal(alpha, alpha[:, :1].expand_as(alpha))
+    stored = model.at.parametrizations
+    if options:
+        latents = [stored[f"{part}_proj_weight"].original for part in "qkv"]
+    else:
+        latents = stored.in_proj_weight.original.reshape(3, 16, 16)
+    if scales != "mean":
+        for own, original in zip(latents, projections(full.at), strict=True):
+            assert torch.equal(own.abs(), original.abs())
+    if scales in ("trained", "fixed"):
+        assert torch.equal(model(inputs), binarized(inputs))
+        assert torch_glue.detach(model) == names
+        assert model.state_dict().keys() == binarized.state_dict().keys()
+        for name, value in binarized.state_dict().items():
+            assert content(value) == content(model.state_dict()[name]), name
+        assert type(model.at) is nn.MultiheadAttention
+
+
+@FORMS
+def test_projections_of_an_attention_are_trained_and_packed(tmp_path, options):
+    torch.manual_seed(0)
+    model, inputs = Attending(**options), torch.randn(24, 5, 16)
+    empty = copy.deepcopy(model)
+    run = torch_glue.binarize(model, inputs, tmp_path / "run", method="dcc")
+    torch_glue.attach(model, run)
+    again = copy.deepcopy(empty)
+    torch_glue.attach(again, [result.name for result in run.layers])
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(model(inputs), again(inputs))
+    loader = [(inputs, torch.zeros(24))]
+    result = torch_glue.finetune(
+        model, loader, epochs=4, lr=0.05, loss=lambda found, batch: found.square().mean()
+    )
+    assert result.ended > result.began
+    scales = {name for name, _ in model.named_parameters() if name.endswith("scales")}
+    assert len(scales) == 5  # q, k, v, out, last
+    for own, before in zip(projections(model.at), projections(again.at), strict=True):
+        assert not torch.equal(own, before)
+    sizes = torch_glue.save_packed(model, tmp_path / "m", layers=PARTS)
+    assert len(sizes.layers) == (5 if options else 3)
+    wanted = model.eval()(inputs)
+    names = torch_glue.load_packed(empty, tmp_path / "m")
+    assert torch.equal(empty.eval()(inputs), wanted)
+    assert set(names) == {*PARTS, "at.out_proj", "last"}
+    torch_glue.attach(empty, names)
+    assert torch.equal(empty(inputs), wanted)
+    assert set(torch_glue.detach(model)) == set(names)
     assert torch.equal(model(inputs), wanted)
-    skip = [part.strip(' "') for part in skip.split(",")]
-    run = torch_glue.binarize(full, inputs, tmp_path / "rest", skip=skip, method="dcc")
-    wanted = full(inputs)
-    assert torch_glue.attach(full, run) == ["at.out_proj", "last"]  # as the error says
-    assert torch.equal(full(inputs), wanted)
-    full(inputs).square().sum().backward()
-    assert latent(full.at.out_proj).grad.abs().sum() > 0
+
+
+@FORMS
+def test_some_projections_of_an_attention(tmp_path, options):
+    torch.manual_seed(0)
+    model, inputs = Attending(**options), torch.randn(24, 5, 16)
+    run = torch_glue.binarize(
+        model, inputs, tmp_path / "run", skip=["at.k_proj", "last"], method="dcc"
+    )
+    wanted, key = model(inputs), projections(model.at)[1].detach().clone()
+    names = torch_glue.attach(model, run)
+    assert sorted(names) == ["at.out_proj", "at.q_proj", "at.v_proj"]
+    assert torch.equal(model(inputs), wanted)
+    with pytest.raises(ValueError, match=r"at\.q_proj: its weight is parametrized already"):
+        torch_glue.attach(model, ["at.q_proj"])
+    with pytest.raises(ValueError, match="_proj_weight: it is not exactly ±α"):
+        torch_glue.save_packed(model, tmp_path / "m", layers=["at.k_proj"])
+    model(inputs).square().sum().backward()
+    model.zero_grad()
+    torch_glue.detach(model)
+    assert torch.equal(projections(model.at)[1], key)
+    assert torch.equal(model(inputs), wanted)
+
+
+def test_parts_of_an_attention_obey_their_own_settings():
+    torch.manual_seed(0)
+    model = Attending()
+    full = copy.deepcopy(model)
+    torch_glue.attach(model, ["at.v_proj"], scales="none", clip=0.01, magnitudes=full)
+    stored = model.at.parametrizations.in_proj_weight
+    torch_glue.finetune(
+        model, [(torch.randn(8, 5, 16),)], loss=lambda found, _: found.square().mean(), lr=1e-4
+    )
+    key, value = stored.original[16:32], stored.original[32:]
+    assert value.abs().max() <= 0.01 < key.abs().max()
+    (group,) = [
+        g
+        for g in parameter_groups(model, {"latents": 1, "scales": 1, "other": 1})
+        if g["name"] == "latents"
+    ]
+    assert [p is stored.original for p in group["params"]] == [True]
 
 
 def test_a_model_that_is_one_layer(tmp_path):
