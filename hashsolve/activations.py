@@ -356,10 +356,14 @@ def _sum_without_patches(
     streams = [math.prod(stream.shape[1:]) for stream in maps if stream is not None]
     bytes_each = 8 * chunk * sum(streams) + parts[0].bytes
     step = chunk * max(1, _SLAB_BYTES // bytes_each)
+    own_room, *rooms = [Room() for _ in maps]
     for start in range(samples.start, samples.stop, step):
         slab = slice(start, min(start + step, samples.stop))
-        inputs = maps.inputs[slab]
-        reference, shift = (None if m is None else m[slab] for m in maps[1:])
+        inputs = _read(maps.inputs, slab, own_room)
+        reference, shift = (
+            None if m is None else _read(m, slab, room)
+            for m, room in zip(maps[1:], rooms, strict=True)
+        )
         for group, part in enumerate(parts):
             cut = slice(group * channels, (group + 1) * channels)
             own = slice(group * filters, (group + 1) * filters)
@@ -368,7 +372,6 @@ def _sum_without_patches(
                 None if reference is None else reference[:, cut],
                 None if shift is None else shift[:, own],
             )
-        del inputs, reference, shift  # before the next are read
     if plan.spectral:
         plan.shared[0].leave()
     for part, total in zip(parts, sums, strict=True):
