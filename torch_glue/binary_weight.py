@@ -226,7 +226,7 @@ def _attached_to(module: nn.Module) -> Iterator[tuple[str, Attached]]:
     """The attached layers whose weights a module holds, and what their names end in."""
     parametrizations: Any = module.parametrizations
     for tensor, chain in parametrizations.items():
-        for each in chain:
+        for each in chain if isinstance(chain, parametrize.ParametrizationList) else ():
             if isinstance(each, BinaryWeight):
                 yield tensor.removesuffix("weight").rstrip("_"), Attached(module, tensor, each)
             elif isinstance(each, Projections):

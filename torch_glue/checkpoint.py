@@ -79,8 +79,9 @@ def save_packed(
     """Write a model's state: one bit a binarised weight, its scales, all else as it is.
 
     A weight is packed where it is exactly ±α in each filter, or in each group of a filter's
-    consecutive inputs, and smaller for it; NaN and signs of zeros are kept, so that what is loaded
-    is the same bit for bit. Attached layers are written as `detach` would leave them.
+    consecutive inputs, and smaller for it; one that holds several projections of an attention, where
+    all of them are. NaN and signs of zeros are kept, so that what is loaded is the same bit for
+    bit. Attached layers are written as `detach` would leave them.
 
     Parameters
     ----------
@@ -256,12 +257,16 @@ def _sort_metadata(path: Path) -> None:
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict as it is once layers are detached."""
     state = dict(model.state_dict())
-    owners = {module: name for name, module in model.named_modules()}
-    for layer in attached(model).values():
-        start = f"{owners[layer.module]}.".lstrip(".")
-        inside = f"{start}parametrizations.{layer.tensor}."
-        state = {key: value for key, value in state.items() if not key.startswith(inside)}
-        state[start + layer.tensor] = layer.whole
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(f"{name}.".lstrip("."))
+    weights = {(layer.module, layer.tensor): layer for layer in attached(model).values()}
+    for (module, tensor), layer in weights.items():
+        whole = layer.whole
+        for start in names[module]:
+            inside = f"{start}parametrizations.{tensor}."
+            state = {key: value for key, value in state.items() if not key.startswith(inside)}
+            state[start + tensor] = whole
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             raise ValueError(f"{key}: is not a plain tensor, which is all that can be written")

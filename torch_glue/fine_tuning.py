@@ -140,8 +140,9 @@ def finetune(
         generator and sampler are seeded anew each epoch, torch's random state too.
     epochs : int
     lr, scale_lr, other_lr : float
-        Peak steps of the latents, of trained scales (default lr / 10) and of all other parameters
-        that ask for gradients (default lr / 10; 0 leaves them).
+        Peak steps of the latents (and of what is packed into one parameter with them), of trained
+        scales (default lr / 10) and of all other parameters that ask for gradients (default
+        lr / 10; 0 leaves them).
     weight_decay : float
         Of the other parameters only: latents and scales need none.
     warmup : float

@@ -18,7 +18,13 @@ from hashsolve.files import open_h5
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
 from hashsolve.runfolder import RunFolder
-from torch_glue.binary_weight import BinaryWeight, Projections, attached, scales_of
+from torch_glue.binary_weight import (
+    Attached,
+    BinaryWeight,
+    Projections,
+    attached,
+    scales_of,
+)
 from torch_glue.filters import (
     PROJECTIONS,
     as_rows,
@@ -61,7 +67,7 @@ def attach(
         of layers: codes are then the signs of the weights they hold, scales their magnitude where
         each filter, or each group of its consecutive inputs, is exactly ±α, else mean |W| (BWN).
         The projections q_proj, k_proj and v_proj of `nn.MultiheadAttention` are mostly parts of one
-        packed weight: parts that are not attached are trained with it as they are.
+        packed weight, and attached by one call: parts that are not are trained with it as they are.
     scales : {"trained", "fixed", "mean", "none"}
         Trained as parameters; fixed (better where BatchNorm follows: in training that divides
         scales out again, and Adam would let them drift by rounding); mean |latent| at all times
@@ -128,13 +134,8 @@ def attach(
             count = 1 if length == 1 else rows.shape[1] // length
             codes, alpha = torch.where(rows >= 0, 1, -1).to(rows.dtype), scales_of(rows, count)
         if known:
-            full = known.get(state_name(name, place))
-            full = None if full is None else place.own(full)
-        if full is None or full.shape != weight.shape or not full.isfinite().all():
-            raise ValueError(
-                f"magnitudes: the weight of {name} must be finite and of shape "
-                f"{tuple(weight.shape)}, got {None if full is None else tuple(full.shape)}"
-            )
+            full = place.own(_magnitude(name, known.get(state_name(name, place)), whole.shape))
+        full = _magnitude(name, full, weight.shape)
         size = as_rows(full.to(weight).abs(), groups)
         if scales == "mean" and run:
             mean = size.mean(1, keepdim=True)
@@ -151,10 +152,9 @@ def attach(
         )
         starts.append((place, binary, from_rows(latent, weight.shape, groups), alpha))
     _register([(place, binary) for place, binary, *_ in starts])
-    layers = attached(model)
     with torch.no_grad():
-        for name, (_, binary, latent, alpha) in zip(places, starts, strict=True):
-            layers[name].latent.copy_(latent)
+        for place, binary, latent, alpha in starts:
+            Attached(place.owner, place.weight, binary, place.part).latent.copy_(latent)
             if binary.scales is not None:
                 binary.scales.copy_(alpha)
     return list(places)
@@ -246,6 +246,16 @@ def _full_precision(given: nn.Module | Mapping[str, Tensor] | None) -> Mapping[s
     return state
 
 
+def _magnitude(name: str, full: Tensor | None, shape: torch.Size) -> Tensor:
+    """Checked."""
+    if full is None or full.shape != shape or not full.isfinite().all():
+        raise ValueError(
+            f"magnitudes: the weight of {name} must be finite and of shape {tuple(shape)}, got "
+            f"{None if full is None else tuple(full.shape)}"
+        )
+    return full
+
+
 def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Place, Tensor]]:
     """The layers of these names and their parameters, as long as all can be attached."""
     known, places = dict(model.named_modules()), places_of(model)
@@ -256,18 +266,23 @@ def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Place, Ten
                 raise ValueError(f"layers: the model has no module {name!r}")
             kind = type(known[name]).__name__
             raise ValueError(f"layers: {name} is a {kind}, which has no codes")
-        if name in found:
-            raise ValueError(f"layers: {name} is named twice")
         place = places[name]
+        own = place.owner, place.weight, place.part
+        if any(own == (other.owner, other.weight, other.part) for other, _ in found.values()):
+            raise ValueError(f"layers: {name} is named twice")
         if parametrize.is_parametrized(place.owner, place.weight):
-            raise ValueError(f"{name}: its weight is parametrized already: detach(model) first")
+            hint = "" if place.part is None else ", and attach all that lies in it by one call"
+            raise ValueError(
+                f"{name}: its weight is parametrized already: detach(model) first{hint}"
+            )
         weight = place.parameter
         if weight is None or not place.own(weight).isfinite().all():
             raise ValueError(f"{name}: its weight is computed from other tensors, or not finite")
         sharing = [
-            other
+            f"{other}.{tensor}".removesuffix(".weight")
             for other, it in known.items()
-            if it is not place.owner and any(p is weight for p in it.parameters(recurse=False))
+            for tensor, parameter in it.named_parameters(recurse=False, remove_duplicate=False)
+            if parameter is weight and (it, tensor) != own[:2]
         ]
         if sharing:
             raise ValueError(

@@ -199,7 +199,6 @@ def places_of(model: nn.Module) -> dict[str, Place]:
     for name, module in model.named_modules():
         dot = f"{name}." if name else ""
         if isinstance(module, nn.MultiheadAttention):
-            inside.add(module.out_proj)
             size = module.embed_dim
             for n, part in enumerate(PROJECTIONS):
                 own, packed = (n * size, (n + 1) * size), module._qkv_same_embed_dim
@@ -211,7 +210,9 @@ def places_of(model: nn.Module) -> dict[str, Place]:
                     own if packed else (None, None),
                     own,
                 )
-            places[f"{dot}out_proj"] = Projection(module, module.out_proj)
+            if isinstance(getattr(module, "out_proj", None), nn.Linear):
+                inside.add(module.out_proj)
+                places[f"{dot}out_proj"] = Projection(module, module.out_proj)
         elif isinstance(module, TRANSPOSED):
             places[name] = Transposed(module, module)
         elif isinstance(module, PLAIN) and module not in inside:

@@ -341,6 +341,18 @@ def test_what_comes_back_is_what_attach_takes(tmp_path):
     assert torch_glue.attach(layer, [""]) == [""]
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(16, 16), nn.MultiheadAttention(16, 2)])
+def test_an_attached_layer_under_two_names(tmp_path, layer):
+    layer = copy.deepcopy(layer)
+    model, other = (nn.ModuleList([each, each]) for each in (layer, copy.deepcopy(layer)))
+    names = [f"0.{part}_proj" for part in "qkv"] if hasattr(layer, "out_proj") else ["0"]
+    torch_glue.attach(model, names)
+    torch_glue.save_packed(model, tmp_path / "m", layers=names)
+    assert torch_glue.load_packed(other, tmp_path / "m") == names
+    torch_glue.detach(model)
+    same(model, other)
+
+
 def test_two_values_do_not_load_into_one_tensor(tmp_path):
     tied, untied = binary_net(), binary_net()
     untied[5].weight = nn.Parameter(untied[4].weight.detach().clone())

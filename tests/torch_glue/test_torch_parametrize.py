@@ -3,6 +3,7 @@
 
 import copy
 import io
+import re
 
 import h5py
 import numpy as np
@@ -562,6 +563,9 @@ def test_some_projections_of_an_attention(tmp_path, options):
     assert torch.equal(model(inputs), wanted)
     with pytest.raises(ValueError, match=r"at\.q_proj: its weight is parametrized already"):
         torch_glue.attach(model, ["at.q_proj"])
+    if not options:
+        with pytest.raises(ValueError, match=r"at\.k_proj: .*by one call"):
+            torch_glue.attach(model, ["at.k_proj"])
     with pytest.raises(ValueError, match="_proj_weight: it is not exactly ±α"):
         torch_glue.save_packed(model, tmp_path / "m", layers=["at.k_proj"])
     model(inputs).square().sum().backward()
@@ -588,6 +592,45 @@ def test_parts_of_an_attention_obey_their_own_settings():
         if g["name"] == "latents"
     ]
     assert [p is stored.original for p in group["params"]] == [True]
+
+
+def test_attentions_that_share_are_refused_or_one():
+    model = Attending(vdim=8, kdim=16)
+    model.at.k_proj_weight = model.at.q_proj_weight
+    before = record(model)["tensors"]
+    for names in (["at.q_proj"], ["at.q_proj", "at.k_proj"]):
+        with pytest.raises(
+            ValueError, match=r"at\.q_proj: shares its weight with at\.k_proj_weight"
+        ):
+            torch_glue.attach(model, names)
+    two = nn.ModuleDict({"a": nn.MultiheadAttention(16, 2), "b": nn.MultiheadAttention(16, 2)})
+    two["b"].out_proj = two["a"].out_proj
+    with pytest.raises(ValueError, match=r"b\.out_proj is named twice"):
+        torch_glue.attach(two, ["a.out_proj", "b.out_proj"])
+    assert record(model)["tensors"] == before
+    assert torch_glue.attach(two, ["b.out_proj"]) == ["b.out_proj"]
+    assert torch_glue.detach(two) == ["a.out_proj"]
+
+
+def test_magnitudes_of_another_shape_are_refused():
+    model = Attending()
+    for full in (torch.ones(()), torch.ones(96, 16), torch.ones(4, 16)):
+        shape = re.escape(str(tuple(full.shape)))
+        with pytest.raises(ValueError, match=rf"at\.q_proj must be .*\(48, 16\), got {shape}"):
+            torch_glue.attach(model, ["at.q_proj"], magnitudes={"at.in_proj_weight": full})
+
+
+def test_modules_of_other_kinds_are_left_alone():
+    class Alone(nn.MultiheadAttention):
+        def __init__(self):
+            super().__init__(16, 2)
+            del self.out_proj
+
+    own = nn.Module()
+    own.parametrizations = nn.ModuleDict({"a": nn.Linear(3, 3)})
+    model = nn.ModuleDict({"linear": nn.Linear(3, 2), "alone": Alone(), "own": own})
+    assert torch_glue.attach(model, ["linear"]) == ["linear"]
+    assert torch_glue.detach(model) == ["linear"]
 
 
 def test_a_model_that_is_one_layer(tmp_path):
