@@ -79,7 +79,7 @@ def save_packed(
     """Write a model's state: one bit a binarised weight, its scales, all else as it is.
 
     A weight is packed where it is exactly ±α in each filter, or in each group of a filter's
-    consecutive inputs, and smaller for it; one that holds several projections of an attention, where
+    consecutive inputs, and smaller for it; one that holds projections of an attention, where
     all of them are. NaN and signs of zeros are kept, so that what is loaded is the same bit for
     bit. Attached layers are written as `detach` would leave them.
 
