@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,15 +136,15 @@ class BinaryWeight(nn.Module):
 class Projections(nn.Module):
     """The packed weight of an `nn.MultiheadAttention`: equal parts of its rows, some binary.
 
-    Parameters
+    Attributes
     ----------
-    parts : sequence of BinaryWeight or None
-        What each part is; None: as it is.
+    parts : nn.ModuleList
+        What computes each part: a `BinaryWeight`, or nothing that changes it.
     """
 
-    def __init__(self, parts: Sequence[BinaryWeight | None]):
+    def __init__(self) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(part or nn.Identity() for part in parts)
+        self.parts = nn.ModuleList(nn.Identity() for _ in PROJECTIONS)
 
     def forward(self, latent: Tensor) -> Tensor:
         """The weight that the layer computes with."""

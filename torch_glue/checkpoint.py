@@ -176,7 +176,8 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
     -------
     list of str
         The layers whose weights are binary and which `attach` takes, to train them further: not
-        embeddings, nor tied weights. The model itself is "".
+        embeddings, nor what shares its weight with one; of layers that share one, the first. The
+        model itself is "".
 
     Raises
     ------
@@ -260,13 +261,15 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(f"{name}.".lstrip("."))
-    weights = {(layer.module, layer.tensor): layer for layer in attached(model).values()}
-    for (module, tensor), layer in weights.items():
-        whole = layer.whole
-        for start in names[module]:
-            inside = f"{start}parametrizations.{tensor}."
+    weights: dict[int, Tensor] = {}  # one for all that share a parameter
+    for layer in attached(model).values():
+        parameter = id(layer.parameter)
+        if parameter not in weights:
+            weights[parameter] = layer.whole
+        for start in names[layer.module]:
+            inside = f"{start}parametrizations.{layer.tensor}."
             state = {key: value for key, value in state.items() if not key.startswith(inside)}
-            state[start + tensor] = whole
+            state[start + layer.tensor] = weights[parameter]
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             raise ValueError(f"{key}: is not a plain tensor, which is all that can be written")

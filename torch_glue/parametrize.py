@@ -26,7 +26,6 @@ from torch_glue.binary_weight import (
     scales_of,
 )
 from torch_glue.filters import (
-    PROJECTIONS,
     as_rows,
     binary_scales,
     from_rows,
@@ -68,6 +67,7 @@ def attach(
         each filter, or each group of its consecutive inputs, is exactly ±α, else mean |W| (BWN).
         The projections q_proj, k_proj and v_proj of `nn.MultiheadAttention` are mostly parts of one
         packed weight, and attached by one call: parts that are not are trained with it as they are.
+        Layers that share one weight are attached together, whichever is named.
     scales : {"trained", "fixed", "mean", "none"}
         Trained as parameters; fixed (better where BatchNorm follows: in training that divides
         scales out again, and Adam would let them drift by rounding); mean |latent| at all times
@@ -81,13 +81,14 @@ def attach(
     Returns
     -------
     list of str
-        The names of the layers attached.
+        The names of the layers attached, as given.
 
     Raises
     ------
     ValueError
-        For a layer that is not there, is attached already, shares its weight, has another shape or
-        no finite weight, or a run's folder that is damaged; the model is then as before.
+        For a layer that is not there, is attached already, shares its weight with what is no layer
+        of its kind, has another shape or no finite weight, or a run's folder that is damaged; the
+        model is then as before.
 
     Examples
     --------
@@ -113,18 +114,21 @@ def attach(
             f"layers: {layers} is a path; give the run itself, which binarize returns also where "
             "its folder is complete, or names of layers"
         )
+    results = {}
     if isinstance(layers, hashsolve.Run):
-        names = [result.name for result in layers.layers]
+        results = {result.name: result for result in layers.layers}
+        names = list(results)
     else:
         names = [layers] if isinstance(layers, str) else list(layers)
     known = _full_precision(magnitudes)
     places = attachable(model, names)
     starts = []
-    for index, (name, (place, whole)) in enumerate(places.items()):
+    for name, (whole, holders) in places.items():
+        place = holders[0]
         groups = transposed_groups(place.owner)
         weight = place.own(whole).detach()
         if run:
-            result = run.layers[index]
+            result = results[name]
             codes, alpha = _of_run(result, weight, groups)
             full = None if known else _magnitudes_of(run, result, weight, groups)
         else:
@@ -150,29 +154,31 @@ def attach(
             stochastic=stochastic,
             clip=clip,
         )
-        starts.append((place, binary, from_rows(latent, weight.shape, groups), alpha))
-    _register([(place, binary) for place, binary, *_ in starts])
+        starts.append((holders, binary, from_rows(latent, weight.shape, groups), alpha))
+    _register([(holders, binary) for holders, binary, *_ in starts])
     with torch.no_grad():
-        for place, binary, latent, alpha in starts:
+        for (place, *_), binary, latent, alpha in starts:
             Attached(place.owner, place.weight, binary, place.part).latent.copy_(latent)
             if binary.scales is not None:
                 binary.scales.copy_(alpha)
-    return list(places)
+    return names
 
 
-def _register(layers: Iterable[tuple[Place, BinaryWeight]]) -> None:
-    """Have weights computed; those that are packed in one parameter, by one parametrization."""
-    packed: dict[tuple[nn.Module, str], list[BinaryWeight | None]] = {}
-    for place, binary in layers:
-        binary.train(place.owner.training)
-        if place.part is None:
-            parametrize.register_parametrization(place.owner, place.weight, binary)
-        else:
-            parts = packed.setdefault((place.owner, place.weight), [None] * len(PROJECTIONS))
-            parts[place.part] = binary
-    for (owner, tensor), parts in packed.items():
-        both = Projections(parts).train(owner.training)
-        parametrize.register_parametrization(owner, tensor, both)
+def _register(layers: Iterable[tuple[list[Place], BinaryWeight]]) -> None:
+    """Have weights computed: those packed in one parameter by one parametrization, and one that
+    several modules hold by the same."""
+    computed: dict[int, tuple[BinaryWeight | Projections, list[Place]]] = {}
+    for holders, binary in layers:
+        key, part = id(holders[0].parameter), holders[0].part
+        by: BinaryWeight | Projections = binary
+        if part is not None:
+            by = computed[key][0] if key in computed else Projections()
+            by.get_submodule("parts").register_module(str(part), binary)
+        computed[key] = by, holders
+    for by, holders in computed.values():
+        for place in holders:
+            by.train(place.owner.training)
+            parametrize.register_parametrization(place.owner, place.weight, by)
 
 
 def detach(model: nn.Module) -> list[str]:
@@ -213,11 +219,16 @@ def detach(model: nn.Module) -> list[str]:
                 f"{name}: its weight is not exactly ±α in each filter: training has left numbers "
                 "that are not finite, or another parametrization follows the signs"
             )
-    for module, tensor in {(layer.module, layer.tensor): None for layer in found.values()}:
-        parametrizations: Any = module.parametrizations
-        parametrizations[tensor].eval()  # nothing random, nothing left out
-        _own_class(module)
-        parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+    holders: dict[int, dict[tuple[nn.Module, str], None]] = {}
+    for layer in found.values():
+        holders.setdefault(id(layer.parameter), {})[layer.module, layer.tensor] = None
+    for each in holders.values():
+        for number, (module, tensor) in enumerate(each):
+            parametrizations: Any = module.parametrizations
+            parametrizations[tensor].eval()  # nothing random, nothing left out
+            _own_class(module)
+            # the first leaves ±α in the parameter, which the others hold too
+            parametrize.remove_parametrizations(module, tensor, leave_parametrized=not number)
     return list(found)
 
 
@@ -256,20 +267,20 @@ def _magnitude(name: str, full: Tensor | None, shape: torch.Size) -> Tensor:
     return full
 
 
-def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Place, Tensor]]:
-    """The layers of these names and their parameters, as long as all can be attached."""
+def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, list[Place]]]:
+    """Of each layer of these names its parameter and all layers that it is of, as long as all can
+    be attached; of those with one weight, the first."""
     known, places = dict(model.named_modules()), places_of(model)
-    found: dict[str, tuple[Place, Tensor]] = {}
-    for name in names:
+    found: dict[str, tuple[Tensor, list[Place]]] = {}
+    for number, name in enumerate(names):
         if name not in places:
             if name not in known:
                 raise ValueError(f"layers: the model has no module {name!r}")
             kind = type(known[name]).__name__
             raise ValueError(f"layers: {name} is a {kind}, which has no codes")
-        place = places[name]
-        own = place.owner, place.weight, place.part
-        if any(own == (other.owner, other.weight, other.part) for other, _ in found.values()):
+        if name in names[:number]:
             raise ValueError(f"layers: {name} is named twice")
+        place = places[name]
         if parametrize.is_parametrized(place.owner, place.weight):
             hint = "" if place.part is None else ", and attach all that lies in it by one call"
             raise ValueError(
@@ -278,19 +289,25 @@ def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Place, Ten
         weight = place.parameter
         if weight is None or not place.own(weight).isfinite().all():
             raise ValueError(f"{name}: its weight is computed from other tensors, or not finite")
+        if any(weight is other and place.part == at[0].part for other, at in found.values()):
+            continue
+        holders = {(place.owner, place.weight): place}
+        for other in places.values():
+            same = other.parameter is weight and other.part == place.part
+            if same and other.layout == place.layout:
+                holders.setdefault((other.owner, other.weight), other)
         sharing = [
             f"{other}.{tensor}".removesuffix(".weight")
-            for other, it in known.items()
-            for tensor, parameter in it.named_parameters(recurse=False, remove_duplicate=False)
-            if parameter is weight and (it, tensor) != own[:2]
+            for other, module in known.items()
+            for tensor, value in module.named_parameters(recurse=False, remove_duplicate=False)
+            if value is weight and (module, tensor) not in holders
         ]
         if sharing:
             raise ValueError(
-                f"{name}: shares its weight with {sharing[0]}: tied weights can be binarised and "
-                "packed, but not attached: give each its own, or leave them out by attaching the "
-                "other layers by name"
+                f"{name}: shares its weight with {sharing[0]}, which is no layer of the same kind: "
+                "give each its own, or leave it out by attaching the other layers by name"
             )
-        found[name] = place, weight
+        found[name] = weight, list(holders.values())
     return found
 
 

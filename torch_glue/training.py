@@ -36,8 +36,9 @@ def parameter_groups(
     [('latents', 1), ('scales', 1), ('other', 1)]
     """
     layers = attached(model).values()
+    # layers may share a parameter, and with it their scales
     latents = list({id(layer.parameter): layer.parameter for layer in layers}.values())
-    scales = [p for layer in layers for p in layer.binary.parameters()]
+    scales = list({id(p): p for layer in layers for p in layer.binary.parameters()}.values())
     known = {id(p) for p in (*latents, *scales)}
     others = [p for p in model.parameters() if id(p) not in known]
     groups = []

@@ -378,9 +378,9 @@ def test_settings_and_layers_that_cannot_be_used(binarized, tmp_path):
     refused("magnitudes: expected", run, magnitudes=[1])
     refused("magnitudes: the weight of 0", run, magnitudes={"2.weight": full[2].weight})
     tied = mlp()
-    tied[2] = nn.Linear(4, 3)
+    tied[2] = nn.Embedding(4, 3)
     tied[2].weight = tied[0].weight
-    refused("0: shares its weight with 2: tied .* packed, but not attached", ["0"], made=tied)
+    refused("0: shares its weight with 2, which is no layer of the same kind", ["0"], made=tied)
     broken = mlp()
     broken[0].weight.data[0, 0] = torch.nan
     refused("not finite", ["0"], made=broken)
@@ -594,22 +594,69 @@ def test_parts_of_an_attention_obey_their_own_settings():
     assert [p is stored.original for p in group["params"]] == [True]
 
 
-def test_attentions_that_share_are_refused_or_one():
-    model = Attending(vdim=8, kdim=16)
-    model.at.k_proj_weight = model.at.q_proj_weight
-    before = record(model)["tensors"]
-    for names in (["at.q_proj"], ["at.q_proj", "at.k_proj"]):
-        with pytest.raises(
-            ValueError, match=r"at\.q_proj: shares its weight with at\.k_proj_weight"
-        ):
-            torch_glue.attach(model, names)
+class Tied(nn.Module):
+    """Two of each kind of layer that share their weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.first, self.second = (nn.MultiheadAttention(16, 2, batch_first=True) for _ in "ab")
+        self.b.weight = self.a.weight
+        self.second.in_proj_weight = self.first.in_proj_weight
+        self.unpacked = nn.MultiheadAttention(16, 2, kdim=16, vdim=8, batch_first=True)
+        self.unpacked.k_proj_weight = self.unpacked.q_proj_weight
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu())
+        for layer in (self.first, self.second):
+            x = x + layer(x, x, x)[0]
+        return x + self.unpacked(x, x, x[..., :8])[0]
+
+
+def test_layers_that_share_a_weight_are_attached_together(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = Tied(), torch.randn(24, 5, 16)
+    empty = copy.deepcopy(model)
+    skip = ["*.out_proj", "unpacked.v_proj"]
+    run = torch_glue.binarize(model, inputs, tmp_path / "run", skip=skip, method="dcc")
+    wanted, plain = model(inputs), copy.deepcopy(model)
+    names = torch_glue.attach(model, run)
+    firsts = ["a", *(f"first.{part}_proj" for part in "kqv"), "unpacked.q_proj"]
+    assert sorted(names) == firsts
+    assert torch.equal(model(inputs), wanted)
+    parameters = dict(model.named_parameters())
+    assert sum("original" in name for name in parameters) == 3
+    assert sum("scales" in name for name in parameters) == 5
+    torch_glue.detach(copy.deepcopy(model))
+    torch_glue.finetune(
+        model, [(inputs,)], epochs=3, lr=0.05, loss=lambda found, _: found.square().mean()
+    )
+    trained = model(inputs)
+    assert not torch.equal(trained, wanted)
+    assert torch.equal(model.a.weight, model.b.weight)
+    sizes = torch_glue.save_packed(model, tmp_path / "m")
+    assert sorted(sizes.layers) == ["a.weight", "first.in_proj_weight", "unpacked.q_proj_weight"]
+    assert sorted(torch_glue.load_packed(empty, tmp_path / "m")) == firsts
+    assert torch.equal(empty(inputs), trained)
+    torch_glue.detach(model)
+    assert torch.equal(model(inputs), trained)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    for again in (model, empty):
+        assert again.a.weight is again.b.weight
+        assert again.first.in_proj_weight is again.second.in_proj_weight
+        assert again.unpacked.q_proj_weight is again.unpacked.k_proj_weight
+    both = ["b", "a", "second.q_proj", "first.q_proj"]
+    assert torch_glue.attach(empty, both) == both
+    assert torch.equal(empty(inputs), trained)
+
+
+def test_a_layer_of_two_names_is_attached_once():
     two = nn.ModuleDict({"a": nn.MultiheadAttention(16, 2), "b": nn.MultiheadAttention(16, 2)})
     two["b"].out_proj = two["a"].out_proj
-    with pytest.raises(ValueError, match=r"b\.out_proj is named twice"):
-        torch_glue.attach(two, ["a.out_proj", "b.out_proj"])
-    assert record(model)["tensors"] == before
-    assert torch_glue.attach(two, ["b.out_proj"]) == ["b.out_proj"]
+    assert torch_glue.attach(two, ["b.out_proj", "a.out_proj"]) == ["b.out_proj", "a.out_proj"]
+    assert len(two["a"].out_proj.parametrizations.weight) == 1
     assert torch_glue.detach(two) == ["a.out_proj"]
+    assert not hasattr(two["b"].out_proj, "parametrizations")
 
 
 def test_magnitudes_of_another_shape_are_refused():
