@@ -180,10 +180,19 @@ class Attached:
     part: int | None = None
 
     @property
+    def _chain(self) -> Any:
+        parametrizations: Any = self.module.parametrizations
+        return parametrizations[self.tensor]
+
+    @property
     def parameter(self) -> Tensor:
         """What is trained: the latents, of all parts where the weight is packed."""
-        parametrizations: Any = self.module.parametrizations
-        return parametrizations[self.tensor].original
+        return self._chain.original
+
+    @property
+    def computed_by(self) -> tuple[int, ...]:
+        """Equal for layers that compute the same weight, of one parameter by the same modules."""
+        return id(self.parameter), *map(id, self._chain)
 
     @property
     def latent(self) -> Tensor:
@@ -198,10 +207,9 @@ class Attached:
     @property
     def whole(self) -> Tensor:
         """The weight, all of it, as `detach` would leave it."""
-        parametrizations: Any = self.module.parametrizations
-        modes = [(each, each.training) for each in parametrizations[self.tensor].modules()]
+        modes = [(each, each.training) for each in self._chain.modules()]
         try:
-            parametrizations[self.tensor].eval()
+            self._chain.eval()
             with torch.no_grad():
                 return getattr(self.module, self.tensor).detach()
         finally:

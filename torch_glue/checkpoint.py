@@ -144,8 +144,6 @@ def save_packed(
         size = value.numel() * value.element_size()
         total += size
         if parts is None:
-            if name in required:
-                raise ValueError(f"{name}: it is not exactly ±α in each filter")
             # a copy of its own: safetensors takes no two tensors on overlapping memory
             tensors[name] = value.cpu().clone(memory_format=torch.contiguous_format)
             continue
@@ -153,6 +151,9 @@ def save_packed(
         packed[name] = [list(value.shape), groups]
         before += size
         after += sum(part.numel() * part.element_size() for part in parts)
+    for name in sorted(required):
+        if aliases.get(name, name) not in packed:
+            raise ValueError(f"{name}: it is not exactly ±α in each filter")
     if len(tensors) != len(state) - len(aliases) + len(packed):
         raise ValueError(f"a tensor's name ends in {CODES} or {SCALES}, as packed ones do")
     metadata = {"format": FORMAT, "version": VERSION}
@@ -261,15 +262,14 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(f"{name}.".lstrip("."))
-    weights: dict[int, Tensor] = {}  # one for all that share a parameter
+    weights: dict[tuple[int, ...], Tensor] = {}  # one for all that share it
     for layer in attached(model).values():
-        parameter = id(layer.parameter)
-        if parameter not in weights:
-            weights[parameter] = layer.whole
+        if layer.computed_by not in weights:
+            weights[layer.computed_by] = layer.whole
         for start in names[layer.module]:
             inside = f"{start}parametrizations.{layer.tensor}."
             state = {key: value for key, value in state.items() if not key.startswith(inside)}
-            state[start + layer.tensor] = weights[parameter]
+            state[start + layer.tensor] = weights[layer.computed_by]
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             raise ValueError(f"{key}: is not a plain tensor, which is all that can be written")

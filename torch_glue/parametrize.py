@@ -67,7 +67,8 @@ def attach(
         each filter, or each group of its consecutive inputs, is exactly ±α, else mean |W| (BWN).
         The projections q_proj, k_proj and v_proj of `nn.MultiheadAttention` are mostly parts of one
         packed weight, and attached by one call: parts that are not are trained with it as they are.
-        Layers that share one weight are attached together, whichever is named.
+        Layers that share one weight are attached together, whichever is named; what is random or
+        partial in training is drawn by each. Detach the model that holds them all.
     scales : {"trained", "fixed", "mean", "none"}
         Trained as parameters; fixed (better where BatchNorm follows: in training that divides
         scales out again, and Adam would let them drift by rounding); mean |latent| at all times
@@ -81,7 +82,7 @@ def attach(
     Returns
     -------
     list of str
-        The names of the layers attached, as given.
+        The names of the layers, as given; what shares a weight with one is attached too.
 
     Raises
     ------
@@ -122,6 +123,11 @@ def attach(
         names = [layers] if isinstance(layers, str) else list(layers)
     known = _full_precision(magnitudes)
     places = attachable(model, names)
+    if results and len(places) < len(names):
+        raise ValueError(
+            "layers: the run has codes of layers that share one weight here: it is not the model "
+            "of this run"
+        )
     starts = []
     for name, (whole, holders) in places.items():
         place = holders[0]
@@ -138,8 +144,10 @@ def attach(
             count = 1 if length == 1 else rows.shape[1] // length
             codes, alpha = torch.where(rows >= 0, 1, -1).to(rows.dtype), scales_of(rows, count)
         if known:
-            full = place.own(_magnitude(name, known.get(state_name(name, place)), whole.shape))
-        full = _magnitude(name, full, weight.shape)
+            full = place.own(_checked(name, known.get(state_name(name, place)), whole.shape))
+        full = _checked(name, full, weight.shape)
+        if not full.isfinite().all():
+            raise ValueError(f"magnitudes: the weight of {name} holds what is not finite")
         size = as_rows(full.to(weight).abs(), groups)
         if scales == "mean" and run:
             mean = size.mean(1, keepdim=True)
@@ -198,7 +206,8 @@ def detach(model: nn.Module) -> list[str]:
     ------
     ValueError
         Where a weight is not ±α in each filter (it is not finite, or another parametrization
-        follows); nothing is then changed.
+        follows), or layers with the same latents compute different weights; nothing is then
+        changed.
 
     Examples
     --------
@@ -219,11 +228,17 @@ def detach(model: nn.Module) -> list[str]:
                 f"{name}: its weight is not exactly ±α in each filter: training has left numbers "
                 "that are not finite, or another parametrization follows the signs"
             )
-    holders: dict[int, dict[tuple[nn.Module, str], None]] = {}
-    for layer in found.values():
-        holders.setdefault(id(layer.parameter), {})[layer.module, layer.tensor] = None
-    for each in holders.values():
-        for number, (module, tensor) in enumerate(each):
+    holders: dict[int, dict[tuple[nn.Module, str], Attached]] = {}
+    for name, layer in found.items():
+        sharing = holders.setdefault(id(layer.parameter), {})
+        if any(layer.computed_by != other.computed_by for other in sharing.values()):
+            raise ValueError(
+                f"{name}: shares its latents with another layer, but computes another weight from "
+                "them: give each its own"
+            )
+        sharing[layer.module, layer.tensor] = layer
+    for sharing in holders.values():
+        for number, (module, tensor) in enumerate(sharing):
             parametrizations: Any = module.parametrizations
             parametrizations[tensor].eval()  # nothing random, nothing left out
             _own_class(module)
@@ -257,11 +272,11 @@ def _full_precision(given: nn.Module | Mapping[str, Tensor] | None) -> Mapping[s
     return state
 
 
-def _magnitude(name: str, full: Tensor | None, shape: torch.Size) -> Tensor:
-    """Checked."""
-    if full is None or full.shape != shape or not full.isfinite().all():
+def _checked(name: str, full: Tensor | None, shape: torch.Size) -> Tensor:
+    """A weight to take |W| from, of the shape it must have."""
+    if full is None or full.shape != shape:
         raise ValueError(
-            f"magnitudes: the weight of {name} must be finite and of shape {tuple(shape)}, got "
+            f"magnitudes: the weight of {name} must be of shape {tuple(shape)}, got "
             f"{None if full is None else tuple(full.shape)}"
         )
     return full
@@ -294,21 +309,33 @@ def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, li
         holders = {(place.owner, place.weight): place}
         for other in places.values():
             same = other.parameter is weight and other.part == place.part
-            if same and other.layout == place.layout:
+            if same and _kind(other) == _kind(place):
                 holders.setdefault((other.owner, other.weight), other)
         sharing = [
-            f"{other}.{tensor}".removesuffix(".weight")
+            f"{other}.{tensor}".strip(".")
             for other, module in known.items()
             for tensor, value in module.named_parameters(recurse=False, remove_duplicate=False)
             if value is weight and (module, tensor) not in holders
         ]
         if sharing:
+            holder, _, inside = sharing[0].partition("parametrizations.")
+            if inside:
+                raise ValueError(
+                    f"{name}: shares its weight with {holder.strip('.') or 'the model'}, which is "
+                    "attached: detach the whole model first"
+                )
             raise ValueError(
-                f"{name}: shares its weight with {sharing[0]}, which is no layer of the same kind: "
-                "give each its own, or leave it out by attaching the other layers by name"
+                f"{name}: shares its weight with {holder.removesuffix('.weight')}, which is no "
+                "layer of the same kind: give each its own, or leave it out by attaching the other "
+                "layers by name"
             )
         found[name] = weight, list(holders.values())
     return found
+
+
+def _kind(place: Place) -> tuple[Any, ...]:
+    """What layers that share one weight must agree in."""
+    return place.layout, place.shape, place.geometry.groups
 
 
 def _of_run(result: Any, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ from safetensors.numpy import save_file
 import hashsolve as hs
 from hashsolve.activations import open_activations, write_activations
 from hashsolve.checkpoint import Checkpoint
+from hashsolve.chunks import Room
 from hashsolve.inspection import inspect
 from hashsolve.instance import Instance
 from hashsolve.packed_checkpoint import read_packed_checkpoint
@@ -48,7 +49,7 @@ def read_array(path: Path) -> None:
 def read_activations(path: Path) -> None:
     with open_activations(path) as streams:
         for stream in streams.values():
-            stream[...]
+            Room().read(stream, slice(0, len(stream)))
 
 
 def read_manifest(path: Path) -> None:
@@ -70,6 +71,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "inspect": ("solution.h5", inspect),
     "manifest.json": ("manifest.json", read_manifest),
     "packed.safetensors": ("packed.safetensors", read_packed_checkpoint),
+    "index.h5": ("index.h5", hs.InnerProductIndex.load),
 }
 RNG = np.random.default_rng(0)
 PROBLEM = hs.Problem.from_arrays(RNG.normal(size=(20, 40)), RNG.normal(size=(20, 2)))
@@ -88,6 +90,10 @@ def samples(folder: Path) -> dict[str, bytes]:
     np.savez(folder / "solution.npz", codes=solution.codes, scales=solution.scales)
     maps = [{"full_precision": RNG.normal(size=(4, 3, 5, 5))}]
     write_activations(folder / "activations.h5", maps, hs.Geometry.conv((3, 3)))
+    index = hs.InnerProductIndex()
+    index.fit(RNG.normal(size=(60, 8)))
+    index.add(RNG.normal(size=(60, 8)))
+    index.save(folder / "index.h5")
     with RunFolder(folder / "run") as run:
         run.begin({"weights": "a"}, {"method": "dcc"}, resume=True)
     (folder / "run" / "manifest.json").rename(folder / "manifest.json")

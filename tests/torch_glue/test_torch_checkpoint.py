@@ -341,6 +341,17 @@ def test_what_comes_back_is_what_attach_takes(tmp_path):
     assert torch_glue.attach(layer, [""]) == [""]
 
 
+def test_a_tied_layer_must_be_binary_where_that_is_asked(tmp_path):
+    model = nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)})
+    model["b"].weight = model["a"].weight
+    for name in "ab":
+        with pytest.raises(ValueError, match=rf"{name}\.weight: it is not exactly ±α"):
+            torch_glue.save_packed(model, tmp_path / "m", layers=[name])
+    assert not (tmp_path / "m").exists()
+    torch_glue.attach(model, ["a"])
+    assert torch_glue.save_packed(model, tmp_path / "m", layers=["b"]).layers == ["a.weight"]
+
+
 @pytest.mark.parametrize("layer", [nn.Linear(16, 16), nn.MultiheadAttention(16, 2)])
 def test_an_attached_layer_under_two_names(tmp_path, layer):
     layer = copy.deepcopy(layer)

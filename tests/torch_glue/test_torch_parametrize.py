@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_support import content, mlp, record, small_images, small_net
 
@@ -650,6 +651,42 @@ def test_layers_that_share_a_weight_are_attached_together(tmp_path):
     assert torch.equal(empty(inputs), trained)
 
 
+class Half(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def test_ties_that_cannot_be_kept_are_refused(tmp_path):
+    def pair(first, second):
+        first.weight = second.weight
+        return nn.ModuleDict({"a": first, "b": second})
+
+    grouped = pair(nn.ConvTranspose2d(4, 8, 3), nn.ConvTranspose2d(4, 16, 3, groups=2))
+    with pytest.raises(ValueError, match="a: shares its weight with b, which is no layer of the"):
+        torch_glue.attach(grouped, ["a"])
+    model = pair(nn.Linear(8, 8), nn.Linear(8, 8))
+    torch_glue.attach(model, ["a"])
+    copied = copy.deepcopy(model)
+    parametrize.register_parametrization(copied["b"], "weight", Half())
+    before = record(copied)
+    with pytest.raises(ValueError, match=r"b: shares its latents .* computes another weight"):
+        torch_glue.detach(copied)
+    assert record(copied) == before
+    torch_glue.save_packed(copied, tmp_path / "m")
+    other = nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)})
+    torch_glue.load_packed(other, tmp_path / "m")
+    for name in "ab":
+        assert torch.equal(other[name].weight, copied[name].weight)
+    torch_glue.detach(model["a"])
+    with pytest.raises(ValueError, match="a: shares its weight with b, which is attached: detach"):
+        torch_glue.attach(model, ["a"])
+    untied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    run = torch_glue.binarize(untied, torch.randn(30, 8), tmp_path / "run", method="dcc")
+    untied[1].weight = untied[0].weight
+    with pytest.raises(ValueError, match="codes of layers that share one weight here"):
+        torch_glue.attach(untied, run)
+
+
 def test_a_layer_of_two_names_is_attached_once():
     two = nn.ModuleDict({"a": nn.MultiheadAttention(16, 2), "b": nn.MultiheadAttention(16, 2)})
     two["b"].out_proj = two["a"].out_proj
@@ -665,6 +702,11 @@ def test_magnitudes_of_another_shape_are_refused():
         shape = re.escape(str(tuple(full.shape)))
         with pytest.raises(ValueError, match=rf"at\.q_proj must be .*\(48, 16\), got {shape}"):
             torch_glue.attach(model, ["at.q_proj"], magnitudes={"at.in_proj_weight": full})
+    full = torch.ones(48, 16)
+    full[40] = torch.nan
+    with pytest.raises(ValueError, match=r"at\.v_proj holds what is not finite"):
+        torch_glue.attach(model, ["at.v_proj"], magnitudes={"at.in_proj_weight": full})
+    torch_glue.attach(model, ["at.q_proj"], magnitudes={"at.in_proj_weight": full})
 
 
 def test_modules_of_other_kinds_are_left_alone():
