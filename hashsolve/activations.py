@@ -345,13 +345,22 @@ def _read(source: h5py.Dataset | np.ndarray, seen: slice, room: Room) -> np.ndar
 def _sum_without_patches(
     maps: Maps, matrices: list[np.ndarray], plan: Plan, sums: list[Sums], samples: slice
 ) -> None:
-    """Sum by lags or by spectra, a group at a time per slab of samples."""
+    """Sum by lags or by spectra."""
     kind = SpectralSums if plan.spectral else LagSums
     parts = [
         kind(plan, w, maps.reference is not None, total.name)
         for w, total in zip(matrices, sums, strict=True)
     ]
-    channels, filters = parts[0].channels, matrices[0].shape[1]
+    _add_slabs(maps, parts, samples)
+    for part in parts:
+        part.release()
+    for part, total in zip(parts, sums, strict=True):
+        part.add_to(total)
+
+
+def _add_slabs(maps: Maps, parts: list[Any], samples: slice) -> None:
+    """Add samples to the sums of each group, a slab at a time."""
+    channels, filters = parts[0].channels, parts[0].weights.shape[2]
     chunk = parts[0].chunk
     streams = [math.prod(stream.shape[1:]) for stream in maps if stream is not None]
     bytes_each = 8 * chunk * sum(streams) + parts[0].bytes
@@ -372,10 +381,6 @@ def _sum_without_patches(
                 None if reference is None else reference[:, cut],
                 None if shift is None else shift[:, own],
             )
-    if plan.spectral:
-        plan.shared[0].leave()
-    for part, total in zip(parts, sums, strict=True):
-        part.add_to(total)
 
 
 def group_weights(weights: np.ndarray, geometry: Geometry) -> list[np.ndarray]:

@@ -184,6 +184,9 @@ class LagSums:
         """Of the sums of one chunk."""
         return sum(value.nbytes for value in self.total.values())
 
+    def release(self) -> None:
+        """Nothing is held beside the sums."""
+
     def _empty(self) -> dict[str, np.ndarray]:
         channels, taps, targets = self.channels, len(self.plan.taps), self.targets
         return {

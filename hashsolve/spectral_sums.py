@@ -20,6 +20,7 @@ import numpy as np
 
 from hashsolve.checks import finite
 from hashsolve.geometry import pad
+from hashsolve.instance import LARGE
 from hashsolve.lags import Cell, Plan, Range
 from hashsolve.planes import Planes, add_blocks
 from hashsolve.spectra import Spectra
@@ -130,6 +131,15 @@ class SpectralSums:
             for start in range(0, len(maps), self.chunk):
                 self._sum([stream[start : start + self.chunk] for stream in streams])
         self.samples += len(maps)
+
+    def release(self) -> None:
+        """Drop what sums are made with: nothing can be added afterwards. The memory of spectra is
+        left to the next ones, unless H is as large."""
+        if self.plan.shared is not None:
+            if len(self.weights) * len(self.plan.taps) <= LARGE:
+                self.spectra.leave()
+            self.plan.shared = None
+        del self.spectra, self.borders
 
     def _sum(self, streams: list[np.ndarray]) -> None:
         """Add the sums of a chunk."""
