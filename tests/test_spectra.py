@@ -15,10 +15,11 @@ from test_lags import CONV, draw_weights, same
 from ways import by
 
 import hashsolve as hs
-from hashsolve import activations, lags, spectra, threads
+from hashsolve import activations, lags, spectra, spectral_sums, threads
 from hashsolve.activations import layer_sums
 from hashsolve.lags import Plan
 from hashsolve.spectra import Spectra
+from hashsolve.spectral_sums import SpectralSums
 
 TOLERANCE = 2e-14
 
@@ -137,6 +138,26 @@ def test_memory_taken_over_changes_no_bit(rng):
     with by("spectra"):
         layer_sums(maps, weights, CONV)
     assert not spectra._Spare.arrays and spectra._Spare.holders == 0
+
+
+def test_a_large_layer_is_left_no_memory_of_spectra(rng):
+    """Its Gram is filled once they are gone, and those of small layers stay for the next ones."""
+    maps, weights = rng.normal(size=(9, 4, 7, 7)), rng.normal(size=(4, 4, 3, 3))
+    held = []
+
+    def add_to(self, sums, add_to=SpectralSums.add_to):
+        held.append((len(spectra._Spare.arrays), hasattr(self, "spectra"), self.plan.shared))
+        return add_to(self, sums)
+
+    for large in (4 * 9, 4 * 9 - 1):
+        with (
+            by("spectra"),
+            spectra.kept_memory(),
+            mock.patch.object(spectral_sums, "LARGE", large),
+            mock.patch.object(SpectralSums, "add_to", add_to),
+        ):
+            layer_sums(maps, weights, CONV)
+    assert held == [(1, False, None), (0, False, None)]
 
 
 def test_outputs_that_cancel_are_zero(rng):
