@@ -21,6 +21,7 @@ from commands import BINARIZE, environment, spawn
 import hashsolve as hs
 from hashsolve import cli, options
 from hashsolve.activations import DTYPES
+from hashsolve.cluster import connect
 from hashsolve.control import EFFORTS
 from hashsolve.levels import LEVELS
 from hashsolve.methods import METHODS
@@ -374,7 +375,8 @@ def test_mistakes(refused, mistake):
 
 
 @pytest.mark.parametrize("mistake", RUN_MISTAKES)
-def test_a_dry_run_refuses_what_a_run_refuses(run, refused, here, mistake):
+def test_a_dry_run_refuses_what_a_run_refuses(run, refused, here, mistake, monkeypatch):
+    monkeypatch.setattr(connect, "__defaults__", ("1s",))  # seconds to wait for a scheduler
     if "other" in mistake:
         assert run(*BINARIZE, "--run-dir", "other", "--method", "sign")[0] == 0
     said = {refused(*BINARIZE, *mistake.split(), *more) for more in ((), ("--dry-run",))}
