@@ -16,9 +16,10 @@ from hashsolve import checks
 from hashsolve.chunks import Room
 from hashsolve.files import atomic, open_h5, undisturbed
 from hashsolve.geometry import Geometry
+from hashsolve.instance import LARGE
 from hashsolve.lags import Plan, plan_of
 from hashsolve.planes import LagSums
-from hashsolve.spectra import kept_memory
+from hashsolve.spectra import forget, kept_memory
 from hashsolve.spectral_sums import SpectralSums
 from hashsolve.sums import MAX_BLOCK_ROWS, PRECISIONS, Sums, block_rows
 from hashsolve.threads import ahead
@@ -354,6 +355,8 @@ def _sum_without_patches(
     _add_slabs(maps, parts, samples)
     for part in parts:
         part.release()
+    if len(sums[0].gram) > LARGE:
+        forget()
     for part, total in zip(parts, sums, strict=True):
         part.add_to(total)
 

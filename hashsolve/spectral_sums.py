@@ -20,7 +20,6 @@ import numpy as np
 
 from hashsolve.checks import finite
 from hashsolve.geometry import pad
-from hashsolve.instance import LARGE
 from hashsolve.lags import Cell, Plan, Range
 from hashsolve.planes import Planes, add_blocks
 from hashsolve.spectra import Spectra
@@ -134,10 +133,9 @@ class SpectralSums:
 
     def release(self) -> None:
         """Drop what sums are made with: nothing can be added afterwards. The memory of spectra is
-        left to the next ones, unless H is as large."""
+        left to the next ones."""
         if self.plan.shared is not None:
-            if len(self.weights) * len(self.plan.taps) <= LARGE:
-                self.spectra.leave()
+            self.spectra.leave()
             self.plan.shared = None
         del self.spectra, self.borders
 

@@ -15,7 +15,7 @@ from test_lags import CONV, draw_weights, same
 from ways import by
 
 import hashsolve as hs
-from hashsolve import activations, lags, spectra, spectral_sums, threads
+from hashsolve import activations, lags, spectra, threads
 from hashsolve.activations import layer_sums
 from hashsolve.lags import Plan
 from hashsolve.spectra import Spectra
@@ -153,7 +153,7 @@ def test_a_large_layer_is_left_no_memory_of_spectra(rng):
         with (
             by("spectra"),
             spectra.kept_memory(),
-            mock.patch.object(spectral_sums, "LARGE", large),
+            mock.patch.object(activations, "LARGE", large),
             mock.patch.object(SpectralSums, "add_to", add_to),
         ):
             layer_sums(maps, weights, CONV)
