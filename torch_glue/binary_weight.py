@@ -34,6 +34,10 @@ class BinaryWeight(nn.Module):
                          arXiv:1708.01001, section 3: filter-wise, linear function)
     ===================  ==============================================================
 
+    While ``hardness`` is a number h, training passes compute tanh(h · latent / mean |latent|), with
+    its own gradient, in place of the sign, which it tends to as h grows: the continuation of Cao et
+    al. (HashNet, arXiv:1702.00758), of weights that of Ajanthan et al. (arXiv:1910.08237, MD-tanh).
+
     In eval mode every filter is binarised by its deterministic sign.
 
     Parameters
@@ -50,6 +54,7 @@ class BinaryWeight(nn.Module):
     """
 
     scales: Tensor | None
+    hardness: Tensor | None
 
     def __init__(
         self,
@@ -69,20 +74,30 @@ class BinaryWeight(nn.Module):
             self.scales = nn.Parameter(scales)
         else:
             self.register_buffer("scales", scales)
+        self.register_buffer("hardness", None, persistent=False)
 
     def forward(self, latent: Tensor) -> Tensor:
         """The weight that the layer computes with."""
         through = latent if self.clip is None else latent.clamp(-self.clip, self.clip)
-        one = torch.ones((), dtype=latent.dtype, device=latent.device)
-        positive = latent >= 0
-        if self.stochastic and self.training:
-            positive = torch.rand_like(latent) < (latent.detach() + 1) / 2
-        # the difference is exactly 0, so that codes are exactly ±1
-        codes = torch.where(positive, one, -one) + (through - through.detach())
+        if self.training and self.hardness is not None:
+            codes = self._soft(through, self.hardness)
+        else:
+            one = torch.ones((), dtype=latent.dtype, device=latent.device)
+            positive = latent >= 0
+            if self.stochastic and self.training:
+                positive = torch.rand_like(latent) < (latent.detach() + 1) / 2
+            # the difference is exactly 0, so that codes are exactly ±1
+            codes = torch.where(positive, one, -one) + (through - through.detach())
         weight = self._scaled(codes, latent)
         if self.training and self.share < 1:
             weight = self._partly(weight, latent)
         return weight
+
+    def _soft(self, latent: Tensor, hardness: Tensor) -> Tensor:
+        rows = as_rows(latent.detach(), self.groups).abs()
+        mean = rows.mean(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+        mean = from_rows(mean.expand_as(rows), latent.shape, self.groups)
+        return (hardness * (latent / mean)).tanh()
 
     def _scaled(self, codes: Tensor, latent: Tensor) -> Tensor:
         if self.kind == "none":

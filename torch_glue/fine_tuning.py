@@ -35,7 +35,7 @@ from torch_glue.training import (
     parameter_groups,
     run_teacher,
     seeded_batches,
-    set_share,
+    set_codes,
     set_step,
     train_mode,
 )
@@ -123,6 +123,7 @@ def finetune(
     freeze_batchnorm: bool = False,
     recalibrate: Tensor | Iterable[Any] | None = None,
     shares: Sequence[float] = (1.0,),
+    hardening: float = 0.0,
     evaluate: Callable[[nn.Module], float | dict[str, float]] | None = None,
     keep: str = "best",
     checkpoint: str | PathLike | None = None,
@@ -137,7 +138,8 @@ def finetune(
         As `attach` leaves it; trained in place. Its modes are left as found.
     loader : iterable of batches
         Gone through once an epoch; (images, labels), or whatever ``loss`` takes. Its own
-        generator and sampler are seeded anew each epoch, torch's random state too.
+        generator and sampler are seeded anew each epoch, torch's random state too; ``set_epoch``
+        of it or of its sampler is told the epoch, from 1 on.
     epochs : int
     lr, scale_lr, other_lr : float
         Peak steps of the latents (and of what is packed into one parameter with them), of trained
@@ -167,6 +169,10 @@ def finetune(
     shares : sequence of float
         Of filters binarised while training, in stages of equal length: (0.5, 0.75, 0.875, 1) is
         SQ-BWN's schedule within the same budget.
+    hardening : float
+        Share of all steps in which training passes compute a tanh that hardens into the sign
+        (`BinaryWeight`), so that codes change without jumps. Until then scores are those of signs
+        behind running statistics of soft codes: below what the end will show.
     evaluate : callable, optional
         ``evaluate(model)`` gives the score, larger being better, or a dict of numbers of which
         the first is the score. It is called in eval mode, without gradients. By default minus
@@ -222,11 +228,14 @@ def finetune(
     shares = [float(share) for share in shares]
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"shares: must be in (0, 1], got {shares}")
-    if not 0 <= distillation <= 1 or not temperature > 0 or not 0 <= warmup <= 1:
-        raise ValueError(
-            "distillation and warmup must be in [0, 1], temperature positive, got "
-            f"{distillation}, {warmup}, {temperature}"
-        )
+    between = {"distillation": distillation, "warmup": warmup, "hardening": hardening}
+    for name, value in between.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: must be in [0, 1], got {value}")
+    if not temperature > 0:
+        raise ValueError(f"temperature: must be positive, got {temperature}")
+    if hardening and any(layer.binary.stochastic for layer in layers):
+        raise ValueError("hardening: has no stochastic form; attach with stochastic=False")
     if isinstance(loader, Iterator):
         raise ValueError(
             "loader: this iterator can be gone through only once, but each epoch needs a pass"
@@ -276,7 +285,7 @@ def finetune(
         train_mode(model, freeze_batchnorm)
         for batch in seeded_batches(loader, seed, epoch):
             done = (epoch - 1) * per_epoch + count
-            set_step(stepper, model, min(done, steps - 1), steps, warmup, shares)
+            set_step(stepper, model, min(done, steps - 1), steps, warmup, shares, hardening)
             count += 1
             batch = to_device(batch, model)
             outputs = run_model(run_batch, model, batch)
@@ -304,7 +313,7 @@ def finetune(
     given = [option is not None for option in (teacher, loss, evaluate, recalibrate)]
     settings = digest(
         [epochs, per_epoch, *rates.values(), weight_decay, warmup, distillation, temperature]
-        + [freeze_batchnorm, shares, keep, seed, given, _kind(stepper)]
+        + [freeze_batchnorm, shares, hardening, keep, seed, given, _kind(stepper)]
         + [[name, str(p.shape)] for name, p in model.named_parameters()]
         + [None if teacher is None else _state_digest(teacher.state_dict())]
     )
@@ -327,7 +336,7 @@ def finetune(
             begun = time.perf_counter()
             with random_state_kept():
                 mean = train_epoch(epoch)
-            set_share(model, 1.0)
+            set_codes(model)
             score, measures, left = *judge(), f"epoch {epoch}"
             if recalibrate is not None:
                 plain = _copy(model)
@@ -356,7 +365,7 @@ def finetune(
             model.load_state_dict(state["best"])
         raise
     finally:
-        set_share(model, 1.0)
+        set_codes(model)
         for module, mode in modes:
             module.training = mode
     history = [Epoch(*row) for row in state["history"]]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch_glue.binary_weight import attached
 from torch_glue.passes import evaluating, run_batch, run_model
 
+HARDNESS = (2.0, 60.0)  # of codes that harden: from nearly signs to signs, within rounding
+
 
 def parameter_groups(
     model: nn.Module, rates: dict[str, float], weight_decay: float = 0.0
@@ -87,8 +89,9 @@ def set_step(
     steps: int,
     warmup: float,
     shares: list[float],
+    hardening: float,
 ) -> None:
-    """The learning rates and the share of the step that comes after ``done`` of them."""
+    """The learning rates, share and hardness of the step that comes after ``done`` of them."""
     rise = warmup * steps
     if done < rise:
         factor = min(1.0, (done + 1) / rise)
@@ -96,13 +99,22 @@ def set_step(
         factor = 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1.0, steps - rise)))
     for group in stepper.param_groups:
         group["lr"] = group["peak"] * factor
-    set_share(model, shares[done * len(shares) // steps])
+    soft, (low, high) = hardening * steps, HARDNESS
+    hardness = low * (high / low) ** (done / soft) if done < soft else None
+    set_codes(model, shares[done * len(shares) // steps], hardness)
 
 
-def set_share(model: nn.Module, share: float) -> None:
-    """The share of filters that training passes binarise."""
+def set_codes(model: nn.Module, share: float = 1.0, hardness: float | None = None) -> None:
+    """The share of filters that training passes binarise, and how hard; None for their sign."""
     for layer in attached(model).values():
-        layer.binary.share = share
+        binary = layer.binary
+        binary.share = share
+        if hardness is None:
+            binary.hardness = None
+        elif binary.hardness is None:
+            binary.hardness = layer.latent.new_tensor(hardness)
+        else:  # in place, so that a compiled model is not compiled again
+            binary.hardness.fill_(hardness)
 
 
 def seeded_batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
@@ -115,6 +127,7 @@ def seeded_batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any
         generator = getattr(holder, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(start)
-    if set_epoch := getattr(sampler, "set_epoch", None):  # DistributedSampler
-        set_epoch(epoch)
+    for holder in (loader, sampler):  # a loader that counts epochs, DistributedSampler
+        if set_epoch := getattr(holder, "set_epoch", None):
+            set_epoch(epoch)
     return iter(loader)

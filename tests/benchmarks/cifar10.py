@@ -5,8 +5,9 @@
 Rows differ in where they start (``--start``: a solver's method, or ``weights`` for the weights in
 full precision) and in what is trained (``--setting``: the scales of BWNH and hashsolve, or a rival,
 all of them settings of the same parametrization). Everything else, the budget included, is the
-same. Images are padded by 4, cropped at random and flipped; the last state is measured, not the
-best, on all 10,000 test images and on the 4,000 of cifar10.h5, as fine-tuning goes along.
+same. Images are shifted by up to 4 pixels (``--shift``) and mirrored at random, or in every second
+epoch (``--alternate``); the last state is measured, not the best, on all 10,000 test images and on
+the 4,000 of cifar10.h5, as fine-tuning goes along.
 
 VGG-9 is trained here first (``--folder`` keeps it). Everything is resumable: the same command goes
 on where it was killed, and prints the row again when it is done. Prints one line of JSON.
@@ -60,15 +61,23 @@ class VGG9(nn.Sequential):
 class Images:
     """All images, normalised when they are asked for; training batches are augmented.
 
-    Going through it gives augmented batches, drawn from torch's random state.
+    Going through it gives augmented batches, drawn from torch's random state: shifted by up to
+    ``shift`` pixels, and mirrored at random; or, ``alternate``, each in every second epoch, half of
+    them in the odd ones (Jordan, arXiv:2404.00498, section 3.6).
     """
 
-    def __init__(self, path: Path, batch: int, limit: int | None):
+    def __init__(
+        self, path: Path, batch: int, limit: int | None, shift: int = 4, alternate: bool = False
+    ):
         with h5py.File(path, "r") as file:
             pixels, labels = file["train_images"][:limit], file["train_labels"][:limit]
             self.test, self.test_labels = file["test_images"][()], file["test_labels"][()]
-        self.padded = torch.from_numpy(np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0))))
+        edge = (shift, shift)
+        self.padded = torch.from_numpy(np.pad(pixels, ((0, 0), edge, edge, (0, 0))))
         self.labels, self.batch = torch.from_numpy(labels.astype(np.int64)), batch
+        self.shifts, self.epoch = 2 * shift + 1, 0
+        odd = torch.rand(len(labels), generator=torch.Generator().manual_seed(0)) < 0.5
+        self.odd = odd if alternate else None
         with h5py.File(shared_data("cifar10.h5"), "r") as file:
             few = {image.tobytes() for image in file["test_images"][()]}
             self.calibration = torch.from_numpy(file["train_images"][()])
@@ -78,12 +87,19 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels) // self.batch
 
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes next."""
+        self.epoch = epoch
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         across = torch.arange(32)
         for index in torch.randperm(len(self.labels)).split(self.batch)[: len(self)]:
-            down = torch.randint(9, (len(index), 1)) + across
-            right = torch.randint(9, (len(index), 1)) + across
-            flip = torch.rand(len(index), 1) < 0.5
+            down = torch.randint(self.shifts, (len(index), 1)) + across
+            right = torch.randint(self.shifts, (len(index), 1)) + across
+            if self.odd is None:
+                flip = torch.rand(len(index), 1) < 0.5
+            else:
+                flip = self.odd[index, None] == bool(self.epoch % 2)
             right = torch.where(flip, right.flip(1), right)
             pixels = self.padded[index[:, None, None], down[:, :, None], right[:, None, :]]
             yield normalised(pixels), self.labels[index]
@@ -127,6 +143,7 @@ def full_precision(network: str, images: Images, folder: Path, say: Any) -> nn.M
             schedule.load_state_dict(state["schedule"])
     for epoch in range(done + 1, VGG_EPOCHS + 1):
         torch.manual_seed(epoch)
+        images.set_epoch(epoch)
         model.train()
         for step, (inputs, labels) in enumerate(images, 1):
             loss = nn.functional.cross_entropy(model(inputs), labels)
@@ -146,6 +163,8 @@ def full_precision(network: str, images: Images, folder: Path, say: Any) -> nn.M
 @click.command()
 @click.option("--network", type=click.Choice(list(SKIP)), default="resnet20")
 @row_options
+@click.option("--shift", default=4, help="Pixels, at most, that training images are shifted by.")
+@click.option("--alternate", is_flag=True, help="Mirror in every second epoch, not at random.")
 @click.option("--train-images", type=int, help="Only so many, for a trial.")
 @click.option("--data", type=click.Path(path_type=Path), help="cifar10_full.h5.")
 @click.option("--folder", type=click.Path(path_type=Path), default="cifar10")
@@ -156,7 +175,8 @@ def main(context: click.Context, data: Path | None, folder: Path, **options: Any
     if row.print_if_done():
         return
     path = data or shared_data("cifar10_full.h5")
-    images = Images(path, options["batch"], options["train_images"])
+    names = ("batch", "train_images", "shift", "alternate")
+    images = Images(path, *(options[name] for name in names))
     full = full_precision(options["network"], images, folder, Log())
     row.make(
         full,

@@ -42,6 +42,7 @@ OPTIONS = [
     click.option("--scale-lr", default=1e-4),
     click.option("--other-lr", default=1e-3),
     click.option("--warmup", default=0.05),
+    click.option("--hardening", default=0.0, help="Share of steps with codes of tanh."),
     click.option("--distillation", default=0.5),
     click.option("--temperature", default=1.0),
     click.option("--freeze-batchnorm", is_flag=True),
@@ -105,7 +106,7 @@ class Row:
             if row["compile"]:
                 model.compile()
                 full.compile()
-            names = ("epochs", "lr", "scale_lr", "other_lr", "warmup", "distillation")
+            names = ("epochs", "lr", "scale_lr", "other_lr", "warmup", "hardening", "distillation")
             names += ("temperature", "freeze_batchnorm", "seed")
             tuned = torch_glue.finetune(
                 model,

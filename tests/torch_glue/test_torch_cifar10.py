@@ -57,6 +57,27 @@ def test_batches_are_crops_and_mirrors_of_the_images(data):
     assert len({crop[:2] for crop in seen}) > 20 and len({crop[2] for crop in seen}) == 2
 
 
+def test_images_are_mirrored_in_every_second_epoch(data):
+    images = cifar10.Images(data / "cifar10_full.h5", 40, None, 0, True)
+    assert images.padded.shape == (40, 32, 32, 3)
+
+    def mirrored(epoch):
+        images.set_epoch(epoch)
+        ((batch, labels),) = images
+        found = {}
+        for image, label in zip(batch, labels, strict=True):
+            for twin in torch.nonzero(images.labels == label)[:, 0].tolist():
+                for flip in (False, True):
+                    if torch.equal(image, crop(images.padded[twin], 0, 0, flip)):
+                        found[twin] = flip
+        assert len(found) == 40
+        return [found[twin] for twin in range(40)]
+
+    first, second = mirrored(1), mirrored(2)
+    assert 10 < sum(first) < 30 and second == [not flip for flip in first]
+    assert mirrored(3) == first
+
+
 def crop(padded, down, right, flip):
     pixels = padded[down : down + 32, right : right + 32]
     return cifar10.normalised((pixels.flip(1) if flip else pixels)[None])[0]

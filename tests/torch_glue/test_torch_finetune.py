@@ -89,6 +89,17 @@ def test_each_epoch_and_seed_has_an_order_of_its_own():
     assert seen[:6] != seen[6:]
 
 
+def test_a_loader_that_counts_epochs_is_told_them():
+    class Counting(list):
+        def set_epoch(self, epoch):
+            told.append(epoch)
+
+    told = []
+    loader = Counting(make_loader())
+    torch_glue.finetune(make_model(), loader, epochs=2, evaluate=lambda model: 0.0)
+    assert told[-2:] == [1, 2]
+
+
 def test_by_default_the_loss_on_the_first_batches_judges():
     model, again = make_model(), make_model()
     options = {"epochs": 3, "lr": 0.02, "other_lr": 0.02}
@@ -103,14 +114,15 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-@pytest.mark.parametrize("generator", [False, True])
-def test_a_killed_run_ends_with_the_same_bits(tmp_path, keep, generator):
+@pytest.mark.parametrize(("generator", "hardening"), [(False, 0.0), (True, 0.0), (True, 0.7)])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, keep, generator, hardening):
     def run(checkpoint, stop=None, **changed):
         def progress(epoch, step, steps, loss):
             if (epoch, step) == stop:
                 raise Stop
 
         options = {"epochs": 4, "lr": 0.01, "scale_lr": 0.01, "keep": keep, "seed": 5} | changed
+        options |= {"hardening": hardening}
         own = torch.Generator().manual_seed(99) if generator else None
         torch.manual_seed(7 if stop else 8)  # whatever the caller's random state is
         model = make_model()
@@ -351,6 +363,31 @@ def test_shares_grow_in_stages_of_equal_length():
     assert model[0].parametrizations.weight[0].share == 1.0
 
 
+def test_codes_harden_and_then_are_signs():
+    model = make_model(scales="fixed")
+    binary, seen = model[0].parametrizations.weight[0], []
+
+    def progress(*args):
+        weight = model[0].weight.detach().abs()
+        seen.append((binary.hardness and binary.hardness.item(), weight.unique().numel() > 32))
+
+    torch_glue.finetune(
+        model, make_loader(), epochs=2, lr=0.01, hardening=0.75, keep="last", progress=progress
+    )
+    hardness, soft = zip(*seen, strict=True)
+    assert hardness[:9] == pytest.approx([2 * 30 ** (step / 9) for step in range(9)], rel=1e-5)
+    assert hardness[9:] == (None,) * 3
+    assert all(soft[:9]) and not any(soft[9:])
+    assert binary.hardness is None and not model[0].weight.unique().numel() > 64
+
+
+def test_codes_are_signs_after_an_error_too():
+    model = make_model()
+    with pytest.raises(ZeroDivisionError):
+        torch_glue.finetune(model, make_loader(), hardening=1, progress=lambda *args: 1 // 0)
+    assert model[0].parametrizations.weight[0].hardness is None
+
+
 def test_latents_are_clipped_after_each_step():
     model = make_model(scales="none", clip=0.3)
     torch_glue.finetune(model, make_loader(), lr=0.2)
@@ -365,9 +402,10 @@ def test_latents_are_clipped_after_each_step():
         ("keep", {"keep": "first"}),
         ("shares", {"shares": (0.0, 1.0)}),
         ("shares", {"shares": ()}),
-        ("distillation and warmup", {"distillation": 1.5}),
-        ("distillation and warmup", {"temperature": 0}),
-        ("distillation and warmup", {"warmup": -1}),
+        ("distillation", {"distillation": 1.5}),
+        ("temperature", {"temperature": 0}),
+        ("warmup", {"warmup": -1}),
+        ("hardening", {"hardening": 2}),
     ],
 )
 def test_settings_that_cannot_be_used(match, options):
@@ -382,6 +420,8 @@ def test_models_and_loaders_that_cannot_be_used():
         torch_glue.finetune(make_model(), [])
     with pytest.raises(ValueError, match="only once"):
         torch_glue.finetune(make_model(), iter(make_loader()))
+    with pytest.raises(ValueError, match="hardening: has no stochastic form"):
+        torch_glue.finetune(make_model(stochastic=True), make_loader(), hardening=0.5)
 
     class Shrinking(list):
         def __iter__(self):

@@ -333,6 +333,43 @@ def test_a_share_of_filters_stays_in_full_precision_likelier_those_of_large_erro
     torch.testing.assert_close(rows.grad[20:], torch.ones(20, 16))  # their own gradient
 
 
+@pytest.mark.parametrize("groups", [0, 2])
+def test_codes_of_some_hardness_are_tanh_of_latents_in_means_of_their_filter(groups):
+    torch.manual_seed(0)
+    latents = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    filters = 6 if groups else 4
+    binary = BinaryWeight(torch.linspace(1, 2, filters).double()[:, None], "fixed", groups)
+    binary.hardness = torch.tensor(3.0)
+    out = binary(latents)
+    numbers, scales = latents.detach().numpy(), binary.scales.numpy()
+    alpha, mean = np.empty_like(numbers), np.empty_like(numbers)
+    for number in range(filters):  # a transposed convolution's filter is of its group's inputs
+        where = (slice(number // 3 * 2, number // 3 * 2 + 2), number % 3) if groups else number
+        alpha[where], mean[where] = scales[number], np.abs(numbers[where]).mean()
+    np.testing.assert_allclose(out.detach(), alpha * np.tanh(3 * numbers / mean), rtol=1e-12)
+    out.sum().backward()
+    assert (latents.grad > 0).all()  # of the tanh, which is flat far from 0
+    order = latents.detach().abs().flatten().argsort()
+    assert latents.grad.flatten()[order[-1]] < 0.1 * latents.grad.flatten()[order[0]]
+    hard = binary.eval()(latents)
+    np.testing.assert_array_equal(hard.detach(), alpha * np.sign(numbers))
+    binary.train()
+    binary.hardness = torch.tensor(1e9)
+    torch.testing.assert_close(binary(latents), hard)
+    assert "hardness" not in binary.state_dict()
+
+
+def test_soft_codes_are_those_of_clipped_latents_and_of_zeros_zero():
+    binary = BinaryWeight(None, "none", clip=1.0)
+    binary.hardness = torch.tensor(1.0)
+    rows = torch.tensor([[4.0, 0.5, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    out = binary(rows)
+    torch.testing.assert_close(out[0], (torch.tensor([1.0, 0.5, 0.0]) / 0.5).tanh())
+    out[0].sum().backward()
+    assert rows.grad[0, 0] == 0 and rows.grad[0, 1] > 0
+    assert torch.equal(out[1], torch.zeros(3))
+
+
 def test_scales_of_groups_of_inputs():
     alpha = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
     binary = BinaryWeight(alpha, "fixed")
