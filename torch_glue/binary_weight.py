@@ -12,6 +12,8 @@ from torch.nn.utils import parametrize
 
 from torch_glue.filters import PROJECTIONS, as_rows, from_rows
 
+SMALL = 0.01  # of the mean |latent| of all filters: soft codes of smaller ones are softer
+
 
 class BinaryWeight(nn.Module):
     """A weight α·sign(latent) with the straight-through gradient, as a parametrization.
@@ -34,9 +36,11 @@ class BinaryWeight(nn.Module):
                          arXiv:1708.01001, section 3: filter-wise, linear function)
     ===================  ==============================================================
 
-    While ``hardness`` is a number h, training passes compute tanh(h · latent / mean |latent|), with
-    its own gradient, in place of the sign, which it tends to as h grows: the continuation of Cao et
-    al. (HashNet, arXiv:1702.00758), of weights that of Ajanthan et al. (arXiv:1910.08237, MD-tanh).
+    While ``hardness`` holds a number h, training passes have tanh(h · latent / m) in place of the
+    sign, which it tends to as h grows: the continuation of Cao et al. (HashNet, arXiv:1702.00758),
+    of weights GD-tanh (Ajanthan et al., arXiv:1910.08237). m is the mean |latent| of its filter (of
+    each group of inputs that has a scale); such codes are divided by their root mean square, so
+    that a filter is as large as with signs. Both are held while differentiating.
 
     In eval mode every filter is binarised by its deterministic sign.
 
@@ -54,7 +58,6 @@ class BinaryWeight(nn.Module):
     """
 
     scales: Tensor | None
-    hardness: Tensor | None
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class BinaryWeight(nn.Module):
             self.scales = nn.Parameter(scales)
         else:
             self.register_buffer("scales", scales)
-        self.register_buffer("hardness", None, persistent=False)
+        self.hardness: Tensor | None = None  # no buffer: averages pair buffers by their order
 
     def forward(self, latent: Tensor) -> Tensor:
         """The weight that the layer computes with."""
@@ -94,10 +97,14 @@ class BinaryWeight(nn.Module):
         return weight
 
     def _soft(self, latent: Tensor, hardness: Tensor) -> Tensor:
-        rows = as_rows(latent.detach(), self.groups).abs()
-        mean = rows.mean(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-        mean = from_rows(mean.expand_as(rows), latent.shape, self.groups)
-        return (hardness * (latent / mean)).tanh()
+        rows = as_rows(latent, self.groups)
+        parts = rows.unflatten(1, (1 if self.scales is None else self.scales.shape[1], -1))
+        size = parts.detach().abs().mean(2, keepdim=True)
+        # a filter of zeros is measured by the others
+        size = torch.maximum(size, (SMALL * size.mean()).clamp(min=SMALL**2))
+        codes = (hardness * (parts / size)).tanh()
+        norm = codes.detach().square().mean(2, keepdim=True).sqrt().clamp(min=SMALL)
+        return from_rows((codes / norm).flatten(1), latent.shape, self.groups)
 
     def _scaled(self, codes: Tensor, latent: Tensor) -> Tensor:
         if self.kind == "none":

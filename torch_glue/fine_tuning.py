@@ -139,7 +139,7 @@ def finetune(
     loader : iterable of batches
         Gone through once an epoch; (images, labels), or whatever ``loss`` takes. Its own
         generator and sampler are seeded anew each epoch, torch's random state too; ``set_epoch``
-        of it or of its sampler is told the epoch, from 1 on.
+        of it or of its samplers is told the epoch, from 1 on (0 for batches that judge).
     epochs : int
     lr, scale_lr, other_lr : float
         Peak steps of the latents (and of what is packed into one parameter with them), of trained
@@ -170,9 +170,10 @@ def finetune(
         Of filters binarised while training, in stages of equal length: (0.5, 0.75, 0.875, 1) is
         SQ-BWN's schedule within the same budget.
     hardening : float
-        Share of all steps in which training passes compute a tanh that hardens into the sign
-        (`BinaryWeight`), so that codes change without jumps. Until then scores are those of signs
-        behind running statistics of soft codes: below what the end will show.
+        Share of all steps in which training passes have a tanh that hardens into the sign
+        (`BinaryWeight`), so that codes change gradually; 0.8 leaves the last fifth to signs. In
+        the epochs before, scores are mostly low: those of signs behind BatchNorm's running
+        statistics of soft codes, which ``recalibrate`` makes up for.
     evaluate : callable, optional
         ``evaluate(model)`` gives the score, larger being better, or a dict of numbers of which
         the first is the score. It is called in eval mode, without gradients. By default minus
@@ -234,6 +235,7 @@ def finetune(
             raise ValueError(f"{name}: must be in [0, 1], got {value}")
     if not temperature > 0:
         raise ValueError(f"temperature: must be positive, got {temperature}")
+    hardening = float(hardening)
     if hardening and any(layer.binary.stochastic for layer in layers):
         raise ValueError("hardening: has no stochastic form; attach with stochastic=False")
     if isinstance(loader, Iterator):
@@ -313,7 +315,8 @@ def finetune(
     given = [option is not None for option in (teacher, loss, evaluate, recalibrate)]
     settings = digest(
         [epochs, per_epoch, *rates.values(), weight_decay, warmup, distillation, temperature]
-        + [freeze_batchnorm, shares, hardening, keep, seed, given, _kind(stepper)]
+        + [freeze_batchnorm, shares, keep, seed, given, _kind(stepper)]
+        + ([hardening] if hardening else [])
         + [[name, str(p.shape)] for name, p in model.named_parameters()]
         + [None if teacher is None else _state_digest(teacher.state_dict())]
     )

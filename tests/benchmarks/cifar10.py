@@ -124,16 +124,15 @@ def normalised(pixels: Tensor) -> Tensor:
     return values.permute(0, 3, 1, 2)
 
 
-def full_precision(network: str, images: Images, folder: Path, say: Any) -> nn.Module:
-    """The trained network; VGG-9 is trained by SGD with a one-cycle step, resumable by epoch."""
-    if network == "resnet20":
-        return load_model().to(memory_format=torch.channels_last)
+def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
+    """VGG-9, trained by SGD with a one-cycle step, resumable by epoch; the same for all rows."""
+    images, say = Images(data, min(128, limit or 128), limit), Log()
     torch.manual_seed(0)
     model = VGG9().to(memory_format=torch.channels_last)
     steps = VGG_EPOCHS * len(images)
     stepper = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(stepper, 0.1, total_steps=steps)
-    path, done = folder / "vgg9.pt", 0
+    path, done = folder / f"vgg9{'' if limit is None else f'-{limit}'}.pt", 0
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
@@ -143,7 +142,6 @@ def full_precision(network: str, images: Images, folder: Path, say: Any) -> nn.M
             schedule.load_state_dict(state["schedule"])
     for epoch in range(done + 1, VGG_EPOCHS + 1):
         torch.manual_seed(epoch)
-        images.set_epoch(epoch)
         model.train()
         for step, (inputs, labels) in enumerate(images, 1):
             loss = nn.functional.cross_entropy(model(inputs), labels)
@@ -163,7 +161,7 @@ def full_precision(network: str, images: Images, folder: Path, say: Any) -> nn.M
 @click.command()
 @click.option("--network", type=click.Choice(list(SKIP)), default="resnet20")
 @row_options
-@click.option("--shift", default=4, help="Pixels, at most, that training images are shifted by.")
+@click.option("--shift", type=click.IntRange(0), default=4, help="Pixels.")
 @click.option("--alternate", is_flag=True, help="Mirror in every second epoch, not at random.")
 @click.option("--train-images", type=int, help="Only so many, for a trial.")
 @click.option("--data", type=click.Path(path_type=Path), help="cifar10_full.h5.")
@@ -175,11 +173,11 @@ def main(context: click.Context, data: Path | None, folder: Path, **options: Any
     if row.print_if_done():
         return
     path = data or shared_data("cifar10_full.h5")
-    names = ("batch", "train_images", "shift", "alternate")
-    images = Images(path, *(options[name] for name in names))
-    full = full_precision(options["network"], images, folder, Log())
+    limit = options["train_images"]
+    images = Images(path, options["batch"], limit, options["shift"], options["alternate"])
+    full = load_model() if options["network"] == "resnet20" else trained_vgg9(path, limit, folder)
     row.make(
-        full,
+        full.to(memory_format=torch.channels_last),
         images,
         lambda count: normalised(images.calibration[:count]).contiguous(),
         images.measure,

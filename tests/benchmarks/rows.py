@@ -42,7 +42,12 @@ OPTIONS = [
     click.option("--scale-lr", default=1e-4),
     click.option("--other-lr", default=1e-3),
     click.option("--warmup", default=0.05),
-    click.option("--hardening", default=0.0, help="Share of steps with codes of tanh."),
+    click.option(
+        "--hardening",
+        type=click.FloatRange(0, 1),
+        default=0.0,
+        help="Share of steps with codes of tanh.",
+    ),
     click.option("--distillation", default=0.5),
     click.option("--temperature", default=1.0),
     click.option("--freeze-batchnorm", is_flag=True),

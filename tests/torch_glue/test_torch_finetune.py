@@ -381,6 +381,56 @@ def test_codes_harden_and_then_are_signs():
     assert binary.hardness is None and not model[0].weight.unique().numel() > 64
 
 
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_averages_of_the_model_are_taken_while_codes_harden(use_buffers):
+    model = make_model(scales="fixed")
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=use_buffers)
+
+    def progress(*args):
+        average.update_parameters(model)
+
+    torch_glue.finetune(model, make_loader(), lr=0.01, hardening=0.8, progress=progress)
+    assert average(torch.zeros(4, 6)).isfinite().all() and average.n_averaged == 6
+    assert average.module[0].weight.detach().abs().unique().numel() <= 32  # ±α still
+
+
+def test_compiled_models_harden_alike_and_are_not_compiled_at_each_step():
+    graphs = []
+
+    def backend(graph, examples):
+        graphs.append(graph)
+        return graph
+
+    plain, compiled = make_model(scales="fixed"), make_model(scales="fixed")
+    counts = []
+
+    def progress(*args):
+        counts.append(len(graphs))
+
+    options = {"lr": 0.01, "hardening": 0.6, "keep": "last", "evaluate": lambda model: 0.0}
+    torch_glue.finetune(plain, make_loader(), epochs=2, **options)
+    try:
+        compiled.compile(backend=backend)
+        torch_glue.finetune(compiled, make_loader(), epochs=2, progress=progress, **options)
+    except RuntimeError as error:  # a Python that torch does not compile for yet
+        if "not supported" not in str(error):
+            raise
+        pytest.skip(str(error))
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict())
+    assert counts[1] == counts[7] < counts[8] == counts[-1]  # soft codes, then signs
+
+
+def test_filters_of_zeros_are_trained_while_codes_harden():
+    torch.manual_seed(0)
+    model = make_model(scales="none")
+    latent = model[0].parametrizations.weight.original
+    with torch.no_grad():
+        latent[:4] = 0
+    torch_glue.finetune(model, make_loader(), epochs=2, lr=0.01, hardening=0.8, keep="last")
+    assert latent.isfinite().all() and (latent[:4].abs() > 0.005).any()
+    assert latent.abs().max() < 1
+
+
 def test_codes_are_signs_after_an_error_too():
     model = make_model()
     with pytest.raises(ZeroDivisionError):

@@ -335,6 +335,7 @@ def test_a_share_of_filters_stays_in_full_precision_likelier_those_of_large_erro
 
 @pytest.mark.parametrize("groups", [0, 2])
 def test_codes_of_some_hardness_are_tanh_of_latents_in_means_of_their_filter(groups):
+    """As NumPy has them, filter by filter; their sizes are those of signs."""
     torch.manual_seed(0)
     latents = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
     filters = 6 if groups else 4
@@ -342,11 +343,14 @@ def test_codes_of_some_hardness_are_tanh_of_latents_in_means_of_their_filter(gro
     binary.hardness = torch.tensor(3.0)
     out = binary(latents)
     numbers, scales = latents.detach().numpy(), binary.scales.numpy()
-    alpha, mean = np.empty_like(numbers), np.empty_like(numbers)
+    alpha, mean, wanted = (np.empty_like(numbers) for _ in range(3))
     for number in range(filters):  # a transposed convolution's filter is of its group's inputs
         where = (slice(number // 3 * 2, number // 3 * 2 + 2), number % 3) if groups else number
         alpha[where], mean[where] = scales[number], np.abs(numbers[where]).mean()
-    np.testing.assert_allclose(out.detach(), alpha * np.tanh(3 * numbers / mean), rtol=1e-12)
+        codes = np.tanh(3 * numbers[where] / mean[where])
+        wanted[where] = scales[number] * codes / np.sqrt((codes**2).mean())
+        assert np.square(wanted[where]).mean() == pytest.approx(scales[number].item() ** 2)
+    np.testing.assert_allclose(out.detach(), wanted, rtol=1e-12)
     out.sum().backward()
     assert (latents.grad > 0).all()  # of the tanh, which is flat far from 0
     order = latents.detach().abs().flatten().argsort()
@@ -359,15 +363,34 @@ def test_codes_of_some_hardness_are_tanh_of_latents_in_means_of_their_filter(gro
     assert "hardness" not in binary.state_dict()
 
 
-def test_soft_codes_are_those_of_clipped_latents_and_of_zeros_zero():
+def test_soft_codes_are_those_of_clipped_latents():
     binary = BinaryWeight(None, "none", clip=1.0)
     binary.hardness = torch.tensor(1.0)
-    rows = torch.tensor([[4.0, 0.5, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    rows = torch.tensor([[4.0, 0.5, 0.0]], requires_grad=True)
     out = binary(rows)
-    torch.testing.assert_close(out[0], (torch.tensor([1.0, 0.5, 0.0]) / 0.5).tanh())
-    out[0].sum().backward()
+    codes = (torch.tensor([[1.0, 0.5, 0.0]]) / 0.5).tanh()
+    torch.testing.assert_close(out, codes / codes.square().mean().sqrt())
+    out.sum().backward()
     assert rows.grad[0, 0] == 0 and rows.grad[0, 1] > 0
+
+
+def test_soft_codes_of_groups_of_inputs_are_measured_by_their_own_group():
+    alpha = torch.tensor([[1.0, 0.01]])
+    binary = BinaryWeight(alpha, "fixed")
+    binary.hardness = torch.tensor(2.0)
+    weight = binary(torch.tensor([[1.0, -2, 3, 0.01, -0.02, 0.03]]))
+    torch.testing.assert_close(weight[:, :3] * 0.01, weight[:, 3:])
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(2, 3), torch.tensor([[1.0, 2, 3], [0, 0, 0]])])
+def test_gradients_of_soft_zeros_are_bounded(rows):
+    binary = BinaryWeight(None, "none")
+    binary.hardness = torch.tensor(2.0)
+    rows.requires_grad_()
+    out = binary(rows)
     assert torch.equal(out[1], torch.zeros(3))
+    out.sum().backward()
+    assert rows.grad.isfinite().all() and 0 < rows.grad[1].max() < 1e8
 
 
 def test_scales_of_groups_of_inputs():
