@@ -173,7 +173,7 @@ def finetune(
         Share of all steps in which training passes have a tanh that hardens into the sign
         (`BinaryWeight`), so that codes change gradually; 0.8 leaves the last fifth to signs. In
         the epochs before, scores are mostly low: those of signs behind BatchNorm's running
-        statistics of soft codes, which ``recalibrate`` makes up for.
+        statistics of soft codes.
     evaluate : callable, optional
         ``evaluate(model)`` gives the score, larger being better, or a dict of numbers of which
         the first is the score. It is called in eval mode, without gradients. By default minus
