@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 import torch_glue.network  # noqa: F401  registers how tensors are digested
 from hashsolve import checks
-from hashsolve.files import atomic, digest
+from hashsolve.files import digest
 from torch_glue.batchnorm import recalibrate_batchnorm, running_norms
 from torch_glue.binary_weight import attached
 from torch_glue.passes import (
@@ -29,6 +28,13 @@ from torch_glue.passes import (
     to_device,
 )
 from torch_glue.paths import check_target
+from torch_glue.resuming import (
+    copied_state,
+    load_state,
+    optimizer_settings,
+    save_state,
+    state_digest,
+)
 from torch_glue.training import (
     cross_entropy,
     distance,
@@ -41,7 +47,6 @@ from torch_glue.training import (
 )
 
 PROBE = 8  # batches that judge the network where no evaluation is given
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -315,23 +320,22 @@ def finetune(
     given = [option is not None for option in (teacher, loss, evaluate, recalibrate)]
     settings = digest(
         [epochs, per_epoch, *rates.values(), weight_decay, warmup, distillation, temperature]
-        + [freeze_batchnorm, shares, keep, seed, given, _kind(stepper)]
+        + [freeze_batchnorm, shares, keep, seed, given, optimizer_settings(stepper)]
         + ([hardening] if hardening else [])
         + [[name, str(p.shape)] for name, p in model.named_parameters()]
-        + [None if teacher is None else _state_digest(teacher.state_dict())]
+        + [None if teacher is None else state_digest(teacher.state_dict())]
     )
-    start = _state_digest(model.state_dict())
+    start = state_digest(model.state_dict())
     modes = [(module, module.training) for module in model.modules()]
-    state = _load(checkpoint, settings, start)
+    state = load_state(checkpoint, settings, start)
     try:
         if state is None:
             score, measures = judge()
-            state = {"format": FORMAT, "settings": settings, "start": start}
-            state |= {"epoch": 0, "seconds": 0.0}
+            state = {"settings": settings, "start": start, "epoch": 0, "seconds": 0.0}
             state |= {"began": score, "measures": measures, "score": score, "left": "start"}
             state["history"] = []
             if keep == "best":
-                state["best"] = _copy(model)
+                state["best"] = copied_state(model)
         else:
             model.load_state_dict(state["model"])
             stepper.load_state_dict(state["optimizer"])
@@ -342,7 +346,7 @@ def finetune(
             set_codes(model)
             score, measures, left = *judge(), f"epoch {epoch}"
             if recalibrate is not None:
-                plain = _copy(model)
+                plain = copied_state(model)
                 recalibrate_batchnorm(model, recalibrate)
                 anew = judge()
                 if anew[0] > score:
@@ -352,15 +356,12 @@ def finetune(
             if keep == "last" or score > state["score"] or math.isnan(state["score"]):
                 state |= {"score": score, "left": left}
                 if keep == "best":
-                    state["best"] = _copy(model)
+                    state["best"] = copied_state(model)
             seconds = time.perf_counter() - begun
             state["history"].append([mean, score, measures, seconds])
             state |= {"epoch": epoch, "seconds": state["seconds"] + seconds}
             if checkpoint is not None:
-                _save(
-                    checkpoint,
-                    state | {"model": model.state_dict(), "optimizer": stepper.state_dict()},
-                )
+                save_state(checkpoint, state, model, stepper)
         if keep == "best":
             model.load_state_dict(state["best"])
     except BaseException:  # Ctrl-C too
@@ -377,47 +378,3 @@ def finetune(
     if result.worse:
         warnings.warn(f"fine-tuning left the network worse: {result}", stacklevel=2)
     return result
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _state_digest(state: dict[str, Any]) -> str:
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    return digest({name: value.detach().contiguous() for name, value in tensors.items()})
-
-
-def _kind(stepper: torch.optim.Optimizer) -> list[Any]:
-    """An optimiser's class and all its settings, however it was made."""
-    groups = stepper.state_dict()["param_groups"]
-    settings = [[[key, repr(value)] for key, value in sorted(group.items())] for group in groups]
-    return [type(stepper).__qualname__, settings]
-
-
-def _save(path: str | PathLike, state: dict[str, Any]) -> None:
-    with atomic(path) as part:
-        torch.save(state, part)
-
-
-def _load(path: str | PathLike | None, settings: str, start: str) -> dict[str, Any] | None:
-    """A checkpoint of these settings and this start, if there is one."""
-    if path is None or not Path(path).exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found, began = (state["format"], state["settings"]), state.get("start")
-    except Exception as error:  # a damaged file raises nearly anything
-        raise ValueError(f"{path}: damaged, or not a checkpoint; remove it ({error})") from error
-    if found != (FORMAT, settings):
-        raise ValueError(
-            f"{path}: a checkpoint of other settings or another model; name another file, or "
-            "remove it"
-        )
-    # the best is what an interrupted call left in the model
-    if start != began and ("best" not in state or start != _state_digest(state["best"])):
-        raise ValueError(
-            f"{path}: a checkpoint of a model with other weights at the start; build the model as "
-            "it was then, name another file, or remove it"
-        )
-    return state

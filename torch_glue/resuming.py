@@ -1,0 +1,70 @@
+"""Checkpoints of fine-tuning: what is written after an epoch, and what may go on from it."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hashsolve.files import atomic, digest
+
+FORMAT = 2
+
+
+def copied_state(model: nn.Module) -> dict[str, Tensor]:
+    """A state dict that later steps leave as it is."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def state_digest(state: dict[str, Any]) -> str:
+    """Of the tensors of a state dict."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return digest({name: value.detach().contiguous() for name, value in tensors.items()})
+
+
+def optimizer_settings(stepper: torch.optim.Optimizer) -> list[Any]:
+    """An optimiser's class and all its settings, however it was made."""
+    groups = stepper.state_dict()["param_groups"]
+    settings = [[[key, repr(value)] for key, value in sorted(group.items())] for group in groups]
+    return [type(stepper).__qualname__, settings]
+
+
+def save_state(
+    path: str | PathLike, state: dict[str, Any], model: nn.Module, stepper: torch.optim.Optimizer
+) -> None:
+    """Write a checkpoint whole, or not at all."""
+    state = state | {"model": model.state_dict(), "optimizer": stepper.state_dict()}
+    with atomic(path) as part:
+        torch.save(state | {"format": FORMAT}, part)
+
+
+def load_state(path: str | PathLike | None, settings: str, start: str) -> dict[str, Any] | None:
+    """A checkpoint of these settings and this start, if there is one.
+
+    Raises
+    ------
+    ValueError
+        For one of other settings, of another start, or damaged.
+    """
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found, began = (state["format"], state["settings"]), state.get("start")
+    except Exception as error:  # a damaged file raises nearly anything
+        raise ValueError(f"{path}: damaged, or not a checkpoint; remove it ({error})") from error
+    if found != (FORMAT, settings):
+        raise ValueError(
+            f"{path}: a checkpoint of other settings or another model; name another file, or "
+            "remove it"
+        )
+    # the best is what an interrupted call left in the model
+    if start != began and ("best" not in state or start != state_digest(state["best"])):
+        raise ValueError(
+            f"{path}: a checkpoint of a model with other weights at the start; build the model as "
+            "it was then, name another file, or remove it"
+        )
+    return state
