@@ -50,12 +50,27 @@ OPTIONS = [
     ),
     click.option("--distillation", default=0.5),
     click.option("--temperature", default=1.0),
+    click.option(
+        "--mirrored-teacher", is_flag=True, help="Its mean over an image and the mirror image."
+    ),
     click.option("--freeze-batchnorm", is_flag=True),
     click.option("--recalibrate", default=0, help="Images for BatchNorm, after each epoch."),
     click.option("--batch", default=128),
     click.option("--compile", is_flag=True, help="torch.compile network and teacher: needs g++."),
     click.option("--seed", default=0),
 ]
+
+
+class Mirrored(nn.Module):
+    """A network whose outputs are the mean of those for an image and for its mirror image."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs for images whose last axis is their width."""
+        return (self.network(images) + self.network(images.flip(-1))) / 2
 
 
 def row_options(command: Callable) -> Callable:
@@ -108,16 +123,17 @@ class Row:
         result = {**row, "full_precision": say(full.eval()), "threads": torch.get_num_threads()}
         if row["start"] != "full":
             model, made = self._start(full, calibration)
+            teacher = Mirrored(full) if row["mirrored_teacher"] else full
             if row["compile"]:
                 model.compile()
-                full.compile()
+                teacher.compile()
             names = ("epochs", "lr", "scale_lr", "other_lr", "warmup", "hardening", "distillation")
             names += ("temperature", "freeze_batchnorm", "seed")
             tuned = torch_glue.finetune(
                 model,
                 loader,
                 **{key: row[key] for key in names},
-                teacher=full if row["distillation"] else None,
+                teacher=teacher if row["distillation"] else None,
                 shares=SETTINGS[row["setting"]].get("shares", (1.0,)),
                 recalibrate=calibration(row["recalibrate"]) if row["recalibrate"] else None,
                 evaluate=say,

@@ -78,6 +78,16 @@ def test_images_are_mirrored_in_every_second_epoch(data):
     assert mirrored(3) == first
 
 
+def test_a_mirrored_teacher_says_the_same_of_an_image_and_of_its_mirror_image():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 3))
+    images = torch.randn(5, 2, 3, 4)
+    mirrored = torch.from_numpy(images.numpy()[..., ::-1].copy())
+    outputs = rows.Mirrored(network)(images)
+    torch.testing.assert_close(outputs, (network(images) + network(mirrored)) / 2)
+    torch.testing.assert_close(outputs, rows.Mirrored(network)(mirrored))
+    assert not torch.allclose(outputs, network(images))
+
+
 def crop(padded, down, right, flip):
     pixels = padded[down : down + 32, right : right + 32]
     return cifar10.normalised((pixels.flip(1) if flip else pixels)[None])[0]
@@ -121,3 +131,13 @@ def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
     assert full["full_precision"] == row["full_precision"] and "after" not in full
     other = json.loads(run("--shift", "2", "--alternate", "--hardening", "0.5").stdout)
     assert other["full_precision"] == row["full_precision"] and other["after"] != row["after"]
+    seen = []
+    finetune = rows.torch_glue.finetune
+    monkeypatch.setattr(
+        rows.torch_glue,
+        "finetune",
+        lambda *args, teacher, **more: seen.append(teacher) or finetune(*args, **more),
+    )
+    assert run("--epochs", "1", "--mirrored-teacher").exit_code == 0
+    assert run("--epochs", "1", "--seed", "1").exit_code == 0
+    assert [type(teacher) for teacher in seen] == [rows.Mirrored, cifar10.VGG9]
