@@ -17,7 +17,7 @@ import numpy as np
 
 from hashsolve.files import digest
 from hashsolve.layer_run import LayerResult, do_layer, layer_batches, same_inputs
-from hashsolve.network import Network, units
+from hashsolve.network import Network, units, what_lacks
 from hashsolve.plan import Plan, make_plan
 from hashsolve.report import Report
 from hashsolve.runfolder import RunFolder
@@ -64,7 +64,14 @@ class Run:
         ----------
         network : Network
             The one that was binarised, or a copy in full precision.
+
+        Raises
+        ------
+        ValueError
+            For what is no network.
         """
+        if lacking := what_lacks(network):
+            raise ValueError(f"network: {lacking}")
         written = []
         try:
             for result in self.layers:

@@ -215,6 +215,8 @@ def select(layers: Sequence[Layer], skip: Iterable[str] = ()) -> list[Layer]:
         raise ValueError(f"layers: {twice[0]!r} is there twice; each needs a name of its own")
     skipped = set()
     for pattern in skip:
+        if not isinstance(pattern, str):
+            raise ValueError(f"skip: expected names of layers, got {pattern!r}")
         matches = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
         if not matches:
             hint = did_you_mean(pattern, _patterns(names)) or f"; layers: {', '.join(names)}"

@@ -72,7 +72,8 @@ def refit(
     ------
     ValueError
         For layers that are not there or not reached, share a weight or differ from the
-        reference's, have no outputs, or have nothing binarised before them.
+        reference's, are binarised themselves, have no outputs, or have nothing binarised before
+        them.
 
     Examples
     --------
@@ -117,6 +118,12 @@ def refit(
     for layer in found:
         if known.get(layer.name) != layer:
             raise ValueError(f"reference: its layer {layer.name} is missing, or another one")
+    for layer in found:
+        size = np.abs(network.weight(layer.name).reshape(layer.shape[0], -1))
+        if size.shape[1] > 1 and size.any() and (size == size[:, :1]).all():
+            raise ValueError(
+                f"layers: {layer.name} is binarised; only layers in full precision are fitted"
+            )
     if all(same_inputs(network, reference, layer, batch) for layer in found):
         raise ValueError(
             "network: these layers have the inputs that they have in the reference: nothing before "

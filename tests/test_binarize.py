@@ -241,6 +241,7 @@ def test_skip(skip, left, tmp_path):
     [
         (["block.piont"], r"skip: 'block.piont' matches no layer; did you mean 'block.point'\?"),
         (["conv"], r"skip: 'conv' matches no layer; did you mean 'stem.conv'\?|layers: "),
+        ((0,), "skip: expected names of layers, got 0"),
         (["xyz*"], "skip: 'xyz\\*' matches no layer; layers: stem.conv, block.grouped"),
         (["stem.norm"], "skip: 'stem.norm' matches no layer"),
         (["*"], "no layer to binarise: every layer is skipped"),
@@ -623,6 +624,8 @@ def test_layers_that_share_a_weight_are_solved_together(tmp_path, rng):
     assert run.layers[1].sharers == ("b",)
     check_alike(net, run, ["a", "b"], batches, tmp_path)
     other = NumpyNetwork([*steps, ("b", Product(step.weight, step.geometry))])
+    with pytest.raises(ValueError, match=r"a list is no hashsolve.Network: it lacks layers"):
+        run.apply([other])
     run.apply(other)
     np.testing.assert_array_equal(other(batches[0]), net(batches[0]))
 

@@ -99,21 +99,21 @@ def running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 def absorb_scales(
     model: nn.Module,
-    layers: Iterable[str] | None = None,
+    layers: str | Iterable[str] | None = None,
     followers: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Fold the scales and biases of binarised layers into the BatchNorm that follows each.
 
     A layer is then left with weights of exactly ±1 and biases of 0; outputs of the network in eval
     mode stay the same, to rounding. Of α z + bias, z being the output with weights ±1, BatchNorm
-    takes the mean (μ − bias) / α and the variance (σ² + ε) / α² − ε. Where that is negative, or α
-    is 0, α is folded into its weight γ instead.
+    takes the mean (μ − bias) / α and the variance (σ² + ε) / α² − ε. Where that is negative or not
+    finite, or α is 0, α is folded into its weight γ instead.
 
     Parameters
     ----------
     model : torch.nn.Module
         Detached; it is rewritten in place.
-    layers : iterable of str, optional
+    layers : str or iterable of str, optional
         Names; by default all whose weights are exactly ±α in each filter.
     followers : mapping, optional
         The name of the BatchNorm that follows each layer, and takes nothing else, for models that
@@ -145,7 +145,7 @@ def absorb_scales(
     """
     modules = dict(model.named_modules())
     scales: dict[str, Tensor] = {}
-    for name in modules if layers is None else layers:
+    for name in modules if layers is None else [layers] if isinstance(layers, str) else layers:
         module = modules.get(name)
         alpha = None
         if isinstance(module, LAYERS) and (weight := module._parameters.get("weight")) is not None:
@@ -165,6 +165,9 @@ def absorb_scales(
                 raise ValueError(f"{name}: shares its weight with {other}, which would change too")
     found = _followers(model, scales) if followers is None else dict(followers)
     folded = [_folded(modules, name, alpha, found.get(name)) for name, alpha in scales.items()]
+    for follower, count in Counter(found[name] for name in scales).items():
+        if count > 1:
+            raise ValueError(f"followers: {follower} follows more than one layer")
     with torch.no_grad():
         for changes in folded:
             for tensor, value in changes:
@@ -175,13 +178,20 @@ def absorb_scales(
 def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
     """The BatchNorm that alone takes the output of each layer, by tracing."""
     try:
-        nodes = fx.Tracer().trace(model).nodes
+        with evaluating(model):  # what follows may depend on the mode
+            nodes = fx.Tracer().trace(model).nodes
     except Exception as error:  # tracing runs the model's own code on stand-ins
         raise ValueError(
             f"the model cannot be traced ({type(error).__name__}: {error}); name what follows each "
             "layer, by followers={'conv1': 'bn1'}"
         ) from error
     calls = Counter(node.target for node in nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    if used := read.intersection(layers):
+        raise ValueError(
+            f"{min(used)}: its weight is used outside of its call, where it would change too: "
+            "leave it out of layers"
+        )
     found = {}
     for node in nodes:
         if node.op != "call_module" or node.target not in layers:
@@ -220,18 +230,21 @@ def _folded(
     changes = [(layer.weight, torch.where(weight.signbit(), -1, 1).to(weight))]
     if layer.bias is not None:
         changes.append((layer.bias, torch.zeros_like(layer.bias)))
-    dead = alpha == 0
-    scaled = variance / torch.where(dead, 1, alpha).square() - norm.eps
-    in_gain = dead | (scaled < 0)
+    alpha_or_one = torch.where(alpha == 0, 1, alpha)
+    scaled = variance / alpha_or_one.square() - norm.eps
+    centre = (mean - bias) / alpha_or_one
+    most = torch.finfo(norm.running_var.dtype).max
+    dead = (alpha == 0) | (centre.abs() > most)  # all that it gives goes to the shift
+    in_gain = dead | (scaled < 0) | (scaled > most)
     if in_gain.any():
         if not norm.affine:
             raise ValueError(f"{follower}: has no weight, which alone could take a scale of {name}")
         gain, shift = norm.weight.detach().double(), norm.bias.detach().double()
-        fixed = shift + gain * (bias - mean) / variance.sqrt()  # what a dead filter gives
+        fixed = shift + gain * (bias - mean) / variance.sqrt()  # without z
         changes += [
             (norm.weight, torch.where(in_gain, gain * alpha, gain)),
             (norm.bias, torch.where(dead, fixed, shift)),
         ]
-    centre = torch.where(dead, 0, (mean - bias) / torch.where(dead, 1, alpha))
+    centre = torch.where(dead, 0, centre)
     spread = torch.where(in_gain, norm.running_var.double(), scaled)
     return [*changes, (norm.running_mean, centre), (norm.running_var, spread)]

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hashsolve.files import atomic
 from hashsolve.packed_checkpoint import (
@@ -29,7 +30,7 @@ from hashsolve.packed_checkpoint import (
 )
 from hashsolve.packing import pack, unpack
 from torch_glue.binary_weight import attached
-from torch_glue.filters import as_rows, from_rows, group_length, transposed_groups
+from torch_glue.filters import as_rows, binary_scales, from_rows, group_length, transposed_groups
 from torch_glue.parametrize import attachable
 from torch_glue.paths import check_target
 from torch_glue.places import places_of, state_name
@@ -153,7 +154,12 @@ def save_packed(
         after += sum(part.numel() * part.element_size() for part in parts)
     for name in sorted(required):
         if aliases.get(name, name) not in packed:
-            raise ValueError(f"{name}: it is not exactly ±α in each filter")
+            rows = as_rows(state[name], transposed.get(name, 0))
+            raise ValueError(
+                f"{name}: it is not exactly ±α in each filter"
+                if binary_scales(rows) is None
+                else f"{name}: it has too few inputs a filter to be smaller packed"
+            )
     if len(tensors) != len(state) - len(aliases) + len(packed):
         raise ValueError(f"a tensor's name ends in {CODES} or {SCALES}, as packed ones do")
     metadata = {"format": FORMAT, "version": VERSION}
@@ -198,6 +204,8 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
             )
     for name, wanted in own.items():
         value = state[name]
+        if is_lazy(wanted):
+            raise ValueError(f"{name}: has no shape yet: run the model on a batch before loading")
         if not isinstance(wanted, Tensor) or wanted.shape != value.shape:
             raise ValueError(
                 f"{path}: {name} is of shape {tuple(value.shape)}, the model's of "

@@ -159,10 +159,12 @@ def finetune(
     loss : callable, optional
         ``loss(outputs, batch)``; cross-entropy with ``batch[1]`` by default.
     teacher : torch.nn.Module, optional
-        The network in full precision, which is only run.
+        The network in full precision, which is only run; or any module of its outputs' shape,
+        such as one that averages them over views of an image.
     distillation : float
         Share of the loss that is KL(teacher ‖ student) of the softmax outputs, times
-        temperature² (Hinton et al., arXiv:1503.02531), where there is a teacher.
+        temperature² (Hinton et al., arXiv:1503.02531), where there is a teacher. Classes lie on
+        axis 1, as cross-entropy takes them; with a ``loss`` of your own, on the last.
     temperature : float
     freeze_batchnorm : bool
         Normalise by running statistics, which stay.
@@ -238,6 +240,10 @@ def finetune(
     for name, value in between.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: must be in [0, 1], got {value}")
+    given_rates = {"lr": lr, "scale_lr": scale_lr, "other_lr": other_lr}
+    for name, rate in given_rates.items():
+        if rate is not None and not 0 <= rate < math.inf:
+            raise ValueError(f"{name}: must be a number that is not negative, got {rate}")
     if not temperature > 0:
         raise ValueError(f"temperature: must be positive, got {temperature}")
     hardening = float(hardening)
@@ -268,9 +274,12 @@ def finetune(
     if not per_epoch:
         raise ValueError("loader: it holds no batches")
     steps = epochs * per_epoch
-    given_rates = {"latents": lr, "scales": scale_lr, "other": other_lr}
-    rates = {name: lr / 10 if rate is None else rate for name, rate in given_rates.items()}
+    other_rates = {"scales": scale_lr, "other": other_lr}
+    rates = {"latents": lr}
+    rates |= {name: lr / 10 if rate is None else rate for name, rate in other_rates.items()}
     groups = parameter_groups(model, rates, weight_decay)
+    if not groups:
+        raise ValueError("the model has nothing to train: no parameter asks for gradients")
     stepper = optimizer(groups)
     for group in stepper.param_groups:
         group["peak"] = group["lr"]
@@ -284,6 +293,8 @@ def finetune(
                 return -float(torch.stack(losses).double().mean()), {}
             found = evaluate(model)
             found = found if isinstance(found, dict) else {"score": found}
+            if not found:
+                raise ValueError("evaluate: it gave an empty dict; the first number is the score")
             measures = {name: float(value) for name, value in found.items()}
             return next(iter(measures.values())), measures
 
@@ -299,11 +310,12 @@ def finetune(
             value = criterion(outputs, batch)
             if teacher is not None:
                 value = (1 - distillation) * value + distillation * distance(
-                    outputs, run_teacher(teacher, batch), temperature
+                    outputs, run_teacher(teacher, batch), temperature, 1 if loss is None else -1
                 )
             if not value.isfinite():
                 raise FloatingPointError(
-                    f"epoch {epoch}, step {count}: the loss is {value.item()}: use a smaller lr"
+                    f"epoch {epoch}, step {count}: the loss is {value.item()}: use a "
+                    "smaller lr, if all data are finite"
                 )
             stepper.zero_grad()
             value.backward()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import hashsolve
 from hashsolve.files import update
 from torch_glue.passes import evaluating, run_batch, run_model
-from torch_glue.places import Place, as_array, places_of
+from torch_glue.places import Place, as_array, computes_otherwise, has_own_forward, places_of
 from torch_glue.watch import Found, Seen, Watch, divided, norm_factor
 
 _NORMS = nn.modules.batchnorm._BatchNorm
@@ -80,6 +80,7 @@ class TorchNetwork:
         self._asked = _checked(shortcuts, model, self._places)
         self._original: dict[tuple[nn.Module, str], Tensor] = {}  # before it was written
         self._calls: dict[str, int] = {}
+        self._otherwise: set[str] = set()  # what a forward of its own computes in another way
         self._constants: dict[str, tuple[nn.Module, str, slice, int]] = {}
         self._sources: dict[str, tuple[str | None, str | None]] = {}  # norm, module or watched
         self._kept: tuple[Any, ...] | None = None  # a shortcut that came with an input
@@ -268,6 +269,14 @@ class TorchNetwork:
                 f"layer {name}: its weight is computed from other tensors (a parametrization, "
                 "weight_norm, pruning): remove that first, or add it to skip"
             )
+        if weight.is_meta:
+            raise ValueError(f"layer {name}: its weight is on the meta device: load values first")
+        if name in self._otherwise:
+            kind = type(self._places[name].module).__name__
+            raise ValueError(
+                f"layer {name}: the forward of {kind} gives another output than its weight and "
+                "torch's own: add it to skip"
+            )
         return weight
 
     def _keep(self, owner: nn.Module, attribute: str) -> None:
@@ -295,14 +304,37 @@ class TorchNetwork:
         order: list[str] = []
         hooks = {name: (lambda *_, name=name: order.append(name)) for name in self._places}
         watch = self._watch()
-        try:
-            self._run(batch, hooks, watch)
-        except Exception as error:
-            order.clear()
-            self._run(batch, hooks, None)
-            self.remarks.append(f"a watched pass failed: no shortcuts were looked for ({error})")
-            return order, None
+        with self._compared():
+            try:
+                self._run(batch, hooks, watch)
+            except Exception as error:
+                order.clear()
+                self._run(batch, hooks, None)
+                self.remarks.append(
+                    f"a watched pass failed: no shortcuts were looked for ({error})"
+                )
+                return order, None
         return order, watch
+
+    @contextmanager
+    def _compared(self) -> Iterator[None]:
+        """Within, it is noted which layers' own forwards compute something else than torch's."""
+        self._otherwise.clear()
+
+        def compare(name: str, module: nn.Module) -> Any:
+            def left(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+                if computes_otherwise(module, args, kwargs, output):
+                    self._otherwise.add(name)
+
+            return module.register_forward_hook(left, with_kwargs=True)
+
+        own = [(n, p.module) for n, p in self._places.items() if not p.watched]
+        handles = [compare(name, module) for name, module in own if has_own_forward(module)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _find_constants(self, seen: dict[str, Seen], order: list[str]) -> None:
         """What can take up a constant for each filter of a layer."""

@@ -88,8 +88,8 @@ def attach(
     ------
     ValueError
         For a layer that is not there, is attached already, shares its weight with what is no layer
-        of its kind, has another shape or no finite weight, or a run's folder that is damaged; the
-        model is then as before.
+        of its kind, has another shape or no finite weight, is binary but not as the run left it, or
+        a run's folder that is damaged; the model is then as before.
 
     Examples
     --------
@@ -136,6 +136,7 @@ def attach(
         if run:
             result = results[name]
             codes, alpha = _of_run(result, weight, groups)
+            _check_written(name, as_rows(weight, groups), codes, alpha)
             full = None if known else _magnitudes_of(run, result, weight, groups)
         else:
             rows, full = as_rows(weight, groups), weight
@@ -162,13 +163,15 @@ def attach(
             stochastic=stochastic,
             clip=clip,
         )
-        starts.append((holders, binary, from_rows(latent, weight.shape, groups), alpha))
-    _register([(holders, binary) for holders, binary, *_ in starts])
+        starts.append((whole, holders, binary, from_rows(latent, weight.shape, groups), alpha))
+    _register([(holders, binary) for _, holders, binary, *_ in starts])
     with torch.no_grad():
-        for (place, *_), binary, latent, alpha in starts:
+        for whole, (place, *_), binary, latent, alpha in starts:
             Attached(place.owner, place.weight, binary, place.part).latent.copy_(latent)
             if binary.scales is not None:
                 binary.scales.copy_(alpha)
+            for parameter in binary.parameters():  # a frozen layer stays as it is
+                parameter.requires_grad_(whole.requires_grad)
     return names
 
 
@@ -350,6 +353,17 @@ def _of_run(result: Any, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{result.name}: transposed convolutions have one scale a filter")
     rows = torch.from_numpy(np.ascontiguousarray(codes.T)).to(weight)
     return _turned(rows, weight, groups), torch.from_numpy(scales.T.copy()).to(weight)
+
+
+def _check_written(name: str, rows: Tensor, codes: Tensor, alpha: Tensor) -> None:
+    """A weight that is binary must be what the run wrote: else attaching would change it."""
+    length = group_length(rows)
+    written = codes * alpha.repeat_interleave(codes.shape[1] // alpha.shape[1], 1)
+    if length > 1 and not torch.allclose(rows, written, rtol=0.01, atol=0):
+        raise ValueError(
+            f"{name}: its weight is binary, but not as the run left it (its scales were absorbed, "
+            f"or it was trained): attach what it is now, by names of layers"
+        )
 
 
 def _magnitudes_of(run: hashsolve.Run, result: Any, weight: Tensor, groups: int) -> Tensor:

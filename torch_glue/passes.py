@@ -36,6 +36,10 @@ def batches_of(images: Any) -> Iterable[Any]:
                 f"images: needs samples along the first axis, got shape {tuple(images.shape)}"
             )
         return images.tensor_split(-(-len(images) // BATCH))
+    if isinstance(images, (str, Mapping)):
+        raise ValueError(
+            f"images: a {type(images).__name__} is no iterable of batches; one batch is [batch]"
+        )
     return data.DataLoader(images, BATCH) if isinstance(images, data.Dataset) else images
 
 
@@ -73,6 +77,13 @@ def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch:
     batch = to_device(batch, model)
     try:
         return forward(model, batch)
+    except TypeError as error:
+        if "missing" not in str(error) or "argument" not in str(error):
+            raise
+        raise ValueError(
+            f"images: the model takes more than a batch gives ({error}); give batches that are "
+            "mappings of its arguments, or a forward of your own"
+        ) from error
     except RuntimeError as error:
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
         if not isinstance(first, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Place:
     def address(self) -> int | None:
         """Where its weight begins in memory."""
         whole = self.parameter
-        return None if whole is None else self.own(whole).data_ptr()
+        return None if whole is None or whole.is_meta else self.own(whole).data_ptr()
 
     @property
     def part(self) -> int | None:
@@ -218,6 +219,34 @@ def places_of(model: nn.Module) -> dict[str, Place]:
         elif isinstance(module, PLAIN) and module not in inside:
             places[name] = Place(module, module)
     return places
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a layer's class, or the module itself, has another forward than torch's."""
+    kind, base = type(module), _torch_class(module)
+    names = ("forward", "_conv_forward")
+    own = any(getattr(kind, name, None) is not getattr(base, name, None) for name in names)
+    return own or any(name in vars(module) for name in names)
+
+
+def computes_otherwise(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> bool:
+    """Whether a layer's own forward has given something else than torch's does, beyond rounding."""
+    plain = copy.copy(module)
+    plain.__class__ = _torch_class(module)
+    for name in ("forward", "_conv_forward"):
+        vars(plain).pop(name, None)
+    try:
+        expected = plain.forward(*args, **kwargs)
+    except (RuntimeError, TypeError, AttributeError):  # not even of its arguments or attributes
+        return True
+    if not isinstance(output, Tensor) or output.shape != expected.shape:
+        return True
+    error, size = (value.double().abs().amax() for value in (output - expected, expected))
+    return not error <= 64 * torch.finfo(expected.dtype).eps * (size + 1)
+
+
+def _torch_class(module: nn.Module) -> type:
+    return next(k for k in type(module).__mro__ if k.__module__.startswith("torch.nn.modules."))
 
 
 def state_name(name: str, place: Place) -> str:

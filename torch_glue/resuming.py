@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from hashsolve.files import atomic, digest
 FORMAT = 2
 
 
-def copied_state(model: nn.Module) -> dict[str, Tensor]:
+def copied_state(model: nn.Module) -> dict[str, Any]:
     """A state dict that later steps leave as it is."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
 
 
 def state_digest(state: dict[str, Any]) -> str:

@@ -56,6 +56,11 @@ def parameter_groups(
 
 def cross_entropy(outputs: Any, batch: Any) -> Tensor:
     """Of outputs with the labels of (inputs, labels)."""
+    if not isinstance(outputs, Tensor) or not isinstance(batch, (list, tuple)) or len(batch) < 2:
+        raise ValueError(
+            "loss: by default it is of batches (inputs, labels) and outputs that are one tensor, "
+            f"got {type(batch).__name__} and {type(outputs).__name__}: give one of your own"
+        )
     return nn.functional.cross_entropy(outputs, batch[1])
 
 
@@ -65,10 +70,16 @@ def run_teacher(teacher: nn.Module, batch: Any) -> Tensor:
         return run_model(run_batch, teacher, batch)
 
 
-def distance(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """KL(teacher ‖ student) of softmax outputs at a temperature, times its square."""
-    student = (outputs / temperature).log_softmax(-1).flatten(0, -2)
-    target = (wanted / temperature).log_softmax(-1).flatten(0, -2)
+def distance(outputs: Any, wanted: Any, temperature: float, classes: int = -1) -> Tensor:
+    """KL(teacher ‖ student) of softmax outputs at a temperature, times its square; mean over all
+    but the axis of classes."""
+    if not isinstance(outputs, Tensor) or not isinstance(wanted, Tensor):
+        kind = type(outputs if isinstance(wanted, Tensor) else wanted).__name__
+        raise ValueError(f"distillation: needs outputs that are one tensor, got {kind}")
+    student, target = (
+        (values.movedim(classes, -1) / temperature).log_softmax(-1).flatten(0, -2)
+        for values in (outputs, wanted)
+    )
     divergence = nn.functional.kl_div(student, target, reduction="batchmean", log_target=True)
     return temperature**2 * divergence
 

@@ -137,6 +137,14 @@ def test_where_nothing_can_absorb_the_model_is_left_alone():
             return self.bn2(self.conv2(self.bn2(self.conv2(x))))
 
     refused("conv2: its output goes to bn2", binary(Twice()))
+    twice = NORMS | {"conv2": "bn1"}
+    refused("bn1 follows more than one layer", binary(Net()), followers=twice)
+
+    class Elsewhere(Net):
+        def forward(self, x):
+            return super().forward(x) + self.conv2.weight.sum()
+
+    refused("conv2: its weight is used outside of its call", binary(Elsewhere()))
 
     class Elsewhere(Net):
         def forward(self, x):
@@ -155,3 +163,37 @@ def test_where_nothing_can_absorb_the_model_is_left_alone():
     assert torch_glue.absorb_scales(model, followers=NORMS) == NORMS
     images = torch.rand(4, 3, 8, 8)
     torch.testing.assert_close(model(images), twin(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e-22), (torch.float16, 1e-3)])
+def test_scales_too_small_for_a_variance_are_in_the_gain(dtype, size):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), lively(nn.BatchNorm2d(4)))
+    with torch.no_grad():
+        model[0].weight[0] *= size / model[0].weight[0].abs().mean()
+        model[1].running_var[0] = 2.0
+    binary(model.to(dtype), ["0"])
+    images = torch.randn(5, 3, 6, 6).to(dtype)
+    with torch.no_grad():
+        before = model(images)
+        torch_glue.absorb_scales(model, layers="0")
+        after = model(images)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert (model[0].weight.abs() == 1).all()
+    close = 1e-5 if dtype == torch.float32 else 1e-2
+    assert (before - after).abs().max() < close * before.abs().max()
+
+
+def test_what_follows_is_what_follows_in_eval_mode():
+    class Modes(nn.Sequential):
+        def forward(self, x):
+            x = self[0](x)
+            return self[2](self[1](x)) if self.training else self[2](x)
+
+    model = Modes(nn.Linear(4, 3), lively(nn.BatchNorm1d(3)), lively(nn.BatchNorm1d(3)))
+    binary(model, ["0"])
+    inputs = torch.randn(6, 4)
+    before = model(inputs)
+    model.train()
+    assert torch_glue.absorb_scales(model) == {"0": "2"}
+    assert model.training
+    torch.testing.assert_close(model.eval()(inputs), before, rtol=1e-5, atol=1e-5)

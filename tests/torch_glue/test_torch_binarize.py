@@ -172,6 +172,7 @@ REFUSED = {
     "no batches": ([], "no batches"),
     "no samples": (torch.ones(0, 4), "samples along the first axis"),
     "one axis": (torch.ones(4), "samples along the first axis"),
+    "one mapping": ({"x": torch.ones(5, 4)}, r"images: a dict is no iterable of batches"),
     "none": (None, "calibration: expected batches to go through, got NoneType"),
     "integers": (torch.ones(5, 4, dtype=torch.uint8), r"does not take torch.uint8 .*\.float\(\)"),
     "not finite": (torch.full((5, 4), torch.nan), "0: .*nan"),
@@ -242,6 +243,23 @@ def test_skip_takes_whole_names_and_globs(tmp_path, skip, left):
     assert [n for n in before if before[n] != after[n]] == [
         f"{name}.weight" for name, _ in model.named_modules() if name in left
     ]
+
+
+def test_a_model_that_needs_more_than_a_batch_gives(tmp_path):
+    class Two(nn.Linear):
+        def forward(self, x, mask):
+            return super().forward(x * mask)
+
+    images = torch.ones(5, 4)
+    with pytest.raises(ValueError, match=r"images: the model takes more than a batch gives .*mask"):
+        torch_glue.binarize(nn.Sequential(Two(4, 2)), images, tmp_path / "run", method="dcc")
+
+
+def test_a_model_without_values_is_refused(tmp_path):
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="layer 0: its weight is on the meta device"):
+        torch_glue.binarize(model, torch.ones(5, 4), tmp_path / "run", method="dcc")
 
 
 @pytest.mark.parametrize("skip", ["layer1", "conv", "1.conv1"])

@@ -180,10 +180,20 @@ def test_a_group_of_inputs_may_have_its_own_scale(tmp_path):
     assert read_packed_checkpoint(tmp_path / "m")["weight"].tobytes() == content(layer.weight)
 
 
+def test_a_model_that_has_no_shapes_yet_is_refused(tmp_path):
+    torch_glue.save_packed(nn.Sequential(nn.Linear(3, 16)), tmp_path / "m")
+    with pytest.raises(ValueError, match=r"0.weight: has no shape yet"):
+        torch_glue.load_packed(nn.Sequential(nn.LazyLinear(16)), tmp_path / "m")
+
+
 def test_layers_that_must_be_binary(tmp_path):
     model = small_net()
     with pytest.raises(ValueError, match=r"0.weight: it is not exactly ±α"):
         torch_glue.save_packed(model, tmp_path / "m", layers=["0"])
+    single = nn.Sequential(nn.Linear(1, 16))
+    torch_glue.attach(single, ["0"])
+    with pytest.raises(ValueError, match=r"0.weight: it has too few inputs a filter"):
+        torch_glue.save_packed(single, tmp_path / "m", layers=["0"])
     with pytest.raises(ValueError, match=r"no tensor 'conv9.weight'"):
         torch_glue.save_packed(model, tmp_path / "m", layers=["conv9"])
     type_with_state = type("Net", (nn.Sequential,), {"get_extra_state": lambda self: "text"})

@@ -5,6 +5,7 @@ import copy
 import functools
 import math
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -30,6 +31,10 @@ def make_model(**options):
     )
     torch_glue.attach(model, ["0"], **options)
     return model
+
+
+def two(module, outputs):
+    return outputs, outputs
 
 
 def accuracy(model):
@@ -319,6 +324,71 @@ def test_distillation_pulls_towards_the_teacher_which_is_only_run():
     assert held.items() <= record(teacher).items()
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_classes_of_dense_outputs_are_on_axis_1_or_with_a_loss_on_the_last(own):
+    """What is added alike to all classes of a place changes nothing."""
+    losses = {}
+    for added in (0, 1):
+        torch.manual_seed(4)
+        student = nn.Sequential(nn.Conv2d(2, 3, 1))
+        teacher = copy.deepcopy(student)
+        torch_glue.attach(student, ["0"])
+
+        class Shifted(nn.Module):
+            def __init__(self, network, added):
+                super().__init__()
+                self.network, self.added = network, added
+
+            def forward(self, x):
+                shift = x[:, :, :, :1].mean(1, keepdim=True) if own else x.mean(1, keepdim=True)
+                return self.network(x) + self.added * shift
+
+        images, labels = torch.randn(12, 2, 4, 5), torch.randint(3, (12, 4, 5))
+        result = torch_glue.finetune(
+            student,
+            [(images, labels)],
+            teacher=Shifted(teacher, added),
+            distillation=1.0,
+            loss=(lambda outputs, batch: outputs.mean()) if own else None,
+            evaluate=lambda model: 0.0,
+        )
+        losses[added] = result.epochs[0].loss
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    rows = (1, 0, 2, 3) if not own else (3, 0, 1, 2)
+    torch.manual_seed(4)
+    student = nn.Sequential(nn.Conv2d(2, 3, 1))
+    full = student(images).detach()
+    torch_glue.attach(student, ["0"])
+    with torch.no_grad():
+        q, p = (
+            v.double().permute(rows).flatten(1).softmax(0).numpy() for v in (student(images), full)
+        )
+    expected = (p * np.log(p / q)).sum(0).mean()
+    assert losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_frozen_layer_stays_as_it_is_and_any_state_is_kept():
+    class Counting(nn.Module):
+        def get_extra_state(self):
+            return {"count": 3}
+
+        def set_extra_state(self, state):
+            assert state == {"count": 3}
+
+        def forward(self, x):
+            return x
+
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 5), Counting(), nn.Linear(5, 2))
+    model[0].requires_grad_(False)
+    torch_glue.attach(model, ["0", "2"])
+    before = [model[n].weight.clone() for n in (0, 2)]
+    torch_glue.finetune(model, make_loader(), lr=0.05, keep="best", evaluate=lambda model: 0.0)
+    torch_glue.finetune(model, make_loader(), lr=0.05, keep="last")
+    assert torch.equal(model[0].weight, before[0])
+    assert not torch.equal(model[2].weight, before[1])
+
+
 def test_batchnorm_is_frozen_or_estimated_anew_where_that_helps():
     model = make_model()
     held = model[1].running_mean.clone()
@@ -456,6 +526,9 @@ def test_latents_are_clipped_after_each_step():
         ("temperature", {"temperature": 0}),
         ("warmup", {"warmup": -1}),
         ("hardening", {"hardening": 2}),
+        ("^lr: ", {"lr": -1}),
+        ("other_lr", {"other_lr": float("nan")}),
+        ("evaluate", {"evaluate": lambda model: {}}),
     ],
 )
 def test_settings_that_cannot_be_used(match, options):
@@ -470,6 +543,19 @@ def test_models_and_loaders_that_cannot_be_used():
         torch_glue.finetune(make_model(), [])
     with pytest.raises(ValueError, match="only once"):
         torch_glue.finetune(make_model(), iter(make_loader()))
+    mapped = [{"input": torch.randn(4, 6)}]
+    with pytest.raises(ValueError, match=r"loss: by default it is of batches .* got dict and Tens"):
+        torch_glue.finetune(make_model(), mapped)
+    pair = torch.nn.Sequential(make_model(), type("Two", (nn.Identity,), {"forward": two})())
+    with pytest.raises(ValueError, match="distillation: needs outputs that are one tensor"):
+        torch_glue.finetune(
+            pair,
+            make_loader(),
+            teacher=copy.deepcopy(pair),
+            loss=lambda outputs, batch: outputs[0].sum(),
+        )
+    with pytest.raises(ValueError, match="nothing to train"):
+        torch_glue.finetune(make_model(scales="fixed").requires_grad_(False), make_loader())
     with pytest.raises(ValueError, match="hardening: has no stochastic form"):
         torch_glue.finetune(make_model(stochastic=True), make_loader(), hardening=0.5)
 

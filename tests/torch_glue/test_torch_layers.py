@@ -323,3 +323,41 @@ def test_an_encoder_with_padding(tmp_path):
     run = torch_glue.binarize(Padded(), batches, tmp_path, method="dcc")
     assert len(run.layers) == 12 and run.layers[5].row["rows"] == 2 * 16 * 6
     assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+class Same(nn.Conv2d):
+    """As libraries pad it: by its own forward, not by an option."""
+
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1, 2, 1, 2)), self.weight, self.bias, self.stride)
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, (weight - weight.mean()) / weight.std(), bias)
+
+
+class Logging(nn.Linear):
+    def forward(self, input):
+        self.seen = input.shape
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("kind", [Same, Standardised])
+def test_a_layer_that_computes_something_else_is_refused(tmp_path, kind):
+    torch.manual_seed(1)
+    model = nn.Sequential(kind(3, 4, 4), nn.ReLU(), nn.Flatten(), Logging(4 * 36, 2))
+    size = 6 if kind is Same else 9
+    images, before = torch.randn(20, 3, size, size), record(model)
+    with pytest.raises(ValueError, match=f"layer 0: the forward of {kind.__name__} gives another"):
+        torch_glue.binarize(model, images, tmp_path / "a", method="dcc")
+    assert record(model) == before
+    run = torch_glue.binarize(model, images, tmp_path / "b", method="dcc", skip=["0"])
+    assert [result.name for result in run.layers] == ["3"]
+
+
+def test_a_forward_of_the_module_itself_is_compared_too(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 3))
+    model[0].forward = lambda x: F.linear(x, model[0].weight) ** 2
+    with pytest.raises(ValueError, match="layer 0: the forward of Linear gives another output"):
+        torch_glue.binarize(model, torch.randn(20, 6), tmp_path, method="dcc")

@@ -12,12 +12,13 @@ from torch_support import record, small_images, small_net
 import torch_glue
 
 
-def binarized(model, name):
-    """A copy with one layer at ±mean |W|."""
+def binarized(model, *names):
+    """A copy with layers at ±mean |W|."""
     found = copy.deepcopy(model)
-    weight = found.get_submodule(name).weight
-    with torch.no_grad():
-        weight.copy_(weight.sign() * weight.abs().flatten(1).mean(1)[:, None, None, None])
+    for name in names:
+        weight = found.get_submodule(name).weight
+        with torch.no_grad():
+            weight.copy_(weight.sign() * weight.abs().flatten(1).mean(1)[:, None, None, None])
     return found
 
 
@@ -62,3 +63,10 @@ def test_a_batchnorm_takes_the_constant_up_and_all_else_stays():
     with torch.no_grad():
         means = [net.eval()(images).mean((0, 2, 3)) for net in (model, full)]
     torch.testing.assert_close(*means, rtol=0, atol=1e-5)
+
+
+def test_what_is_binarised_is_not_fitted():
+    full, images = small_net(), small_images(50)
+    model = binarized(full, "0", "2")
+    with pytest.raises(ValueError, match="layers: 2 is binarised"):
+        torch_glue.refit(model, full, images, ["2"])
