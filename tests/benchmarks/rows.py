@@ -124,6 +124,8 @@ class Row:
         if row["start"] != "full":
             model, made = self._start(full, calibration)
             teacher = Mirrored(full) if row["mirrored_teacher"] else full
+            if teacher is not full:
+                result["teacher"] = say(teacher.eval())
             if row["compile"]:
                 model.compile()
                 teacher.compile()
