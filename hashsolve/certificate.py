@@ -176,10 +176,11 @@ def verify(
     level = []
     levels = local_levels(problem, codes, scales, loss, tolerance, require)
     for t, (reached, why) in enumerate(levels):
-        if reached == wanted - 1 and require == "optimal":
+        sound = loss[t] >= bound[t] - slack[t]
+        if reached == wanted - 1 and require == "optimal" and sound:
             better, why = _prove(problem, codes, t, loss[t], bound[t], tolerance[t])
             bound[t] = max(bound[t], better - centring[t])
-        if loss[t] - bound[t] <= tolerance[t]:
+        if sound and loss[t] - bound[t] <= tolerance[t]:
             reached = LEVELS.index("optimal")
         level.append(LEVELS[reached])
         if reached < wanted:
@@ -194,7 +195,7 @@ def verify(
         lower_bound=bound.tolist(),
         bound_name=bound_name,
         level=level,
-        optimal=(loss - bound <= tolerance).tolist(),
+        optimal=((loss - bound <= tolerance) & (loss >= bound - slack)).tolist(),
         violations=violations,
         unconfirmed=unconfirmed,
     )
@@ -241,7 +242,8 @@ def _refuted(
     if not columns:
         return []
     best = loss[columns]
-    if problem.select(columns).energy.any() or not problem.free_scale:
+    columns_with_data = problem.select(columns).energy.any() or not problem.free_scale
+    if columns_with_data and (best >= -slack[columns]).all():
         found = solve(problem.select(columns), "auto", "fast", init=codes[..., columns])
         best = np.minimum(best, found.loss)
     return [

@@ -25,6 +25,8 @@ from hashsolve.variants import solve_variant
 
 CHECKPOINTED = ("exact", "auto")
 """Methods that search long enough to keep a checkpoint."""
+INCONSISTENT = 1e-4
+"""By more of its energy no column's loss is below zero by rounding, not of float32 either."""
 
 
 def solve(
@@ -74,8 +76,8 @@ def solve(
     Raises
     ------
     ValueError
-        For an unknown method or effort, a seed, time_limit or threads out of range, or an ``init``
-        that does not fit.
+        For an unknown method or effort, a seed, time_limit or threads out of range, an ``init``
+        that does not fit, or energies that are too small for the other sums.
 
     Examples
     --------
@@ -112,6 +114,7 @@ def solve(
     if problem.intercept:
         # energies stay those about the mean, which optimality and errors are judged by
         noise = problem.centring_error(solution.weight)
+        _check_energies(problem, solution.loss, solution.energy, noise)
         loss, bound = solution.loss, solution.lower_bound - noise
         if problem.free_scale:
             loss = np.where((loss < 0) & (loss >= -noise), 0.0, loss)
@@ -124,8 +127,23 @@ def solve(
             lower_bound=bound,
             status=_honest(solution.status, loss, bound, solution.energy),
         )
+    else:
+        _check_energies(problem, solution.loss, solution.energy, np.zeros(problem.columns))
     elapsed = time.perf_counter() - begun
     return replace(solution, method=method, seed=seed, wall_time=elapsed)
+
+
+def _check_energies(
+    problem: Problem, loss: np.ndarray, energy: np.ndarray, noise: np.ndarray
+) -> None:
+    """Refuse losses below zero by more than rounding: squares sum to no such number."""
+    if problem.free_scale and (loss < -INCONSISTENT * energy - noise).any():
+        t = int(np.argmin(loss + noise))
+        raise ValueError(
+            f"{problem.name}: column {t}: codes of loss {loss[t]:.6g} < 0 exist, so that its "
+            f"energy {energy[t]:.6g} is too small: it is to be ΣY² over the rows that gram and "
+            "cross are sums over, no mean"
+        )
 
 
 def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Control) -> Solution:
@@ -155,6 +173,8 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
             f"{bound[t]:.6g}: a defect of the bound, or sums that no inputs can have"
         )
     bound = np.minimum(bound, loss)
+    if instance.free:  # sums are off by as much as the loss is below zero: no proof is closer
+        bound = np.where(loss < 0, 2 * loss, bound)
     unit = instance.loss_unit
     return Solution(
         codes=instance.restore(state.codes),

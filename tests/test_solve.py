@@ -55,6 +55,24 @@ def identical(a: hs.Solution, b: hs.Solution) -> None:
 
 
 @each_method
+def test_energies_of_other_sums_are_refused_and_prove_nothing(method, rng):
+    x = np.maximum(rng.normal(size=(10, 200)) + rng.normal(size=(10, 1)), 0)
+    y = x.T @ rng.normal(size=(10, 3))
+    energy = (y * y).sum(axis=0)
+    p = hs.Problem(x @ x.T, x @ y, energy)
+    assert (hs.solve(p, method).lower_bound >= 0).all()
+    with pytest.raises(ValueError, match=r"column 0: codes of loss -.* its energy .* is too small"):
+        hs.solve(hs.Problem(x @ x.T, x @ y, energy * [1e-3, 1, 1]), method)
+    exact = x.T @ np.sign(rng.normal(size=(10, 2)))  # of no loss, but for an energy a little short
+    short = hs.Problem(x @ x.T, x @ exact, (exact * exact).sum(axis=0) * (1 - 1e-6))
+    s = hs.solve(short, method)
+    for t in np.flatnonzero(s.loss < 0):
+        assert s.lower_bound[t] < 1.5 * s.loss[t] and not s.optimal[t]
+    if method in ("auto", "exact"):
+        assert (s.loss < 0).all() and s.status is not hs.Status.OPTIMAL
+
+
+@each_method
 @given(problems(), SEEDS)
 def test_solution_is_well_formed(method, p, seed):
     s = hs.solve(p, method, seed=seed)

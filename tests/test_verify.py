@@ -171,9 +171,10 @@ def test_fixed_scales_may_not_be_changed():
 def test_inconsistent_sums_are_found():
     """Energies too small for the cross sums: a loss below zero, which no arrays can have."""
     p = hs.Problem(np.eye(2), [[2.0], [2.0]], [1.0])
-    s = hs.solve(p)
-    c = hs.verify(p, s.codes, s.scales)
-    assert not c.ok and "energies are too small" in str(c)
+    for require in ("one_flip", "optimal"):
+        c = hs.verify(p, [[1], [1]], [2.0], require=require, claimed_bound=[0.5])
+        assert not c.ok and "energies are too small" in str(c)
+        assert c.optimal == [False] and "0 of 1 columns proven" in str(c)
 
 
 def test_unknown_level(solved):
