@@ -166,6 +166,7 @@ class Claims(NamedTuple):
     lower_bound: np.ndarray | None = None
     intercept: np.ndarray | None = None
     method: str = ""
+    status: str = ""
 
 
 def read_codes(source: str) -> Claims:
@@ -184,9 +185,11 @@ def read_codes(source: str) -> Claims:
             wanted = ("codes", "scales")
             known = [name for name in Claims._fields if name in arrays or name in wanted]
             fields: dict[str, Any] = {name: _member(arrays, name, source) for name in known}
-            return Claims(**fields | {"method": str(fields.get("method", ""))})
+            texts = {name: str(fields.get(name, "")) for name in ("method", "status")}
+            return Claims(**fields | texts)
     solution = Solution.load(path)
-    return Claims(*(getattr(solution, name) for name in Claims._fields))
+    held = {name: getattr(solution, name) for name in Claims._fields}
+    return Claims(**held | {"status": solution.status.name})
 
 
 def write_solution(solution: Solution, target: str) -> None:
@@ -196,6 +199,7 @@ def write_solution(solution: Solution, target: str) -> None:
 
         names = ("codes", "scales", "loss", "lower_bound", "energy", "method", "intercept")
         values = {name: getattr(solution, name) for name in names}
+        values["status"] = solution.status.name
         with atomic(target) as part, open(part, "wb") as file:
             np.savez(file, **{name: v for name, v in values.items() if v is not None})
     else:
@@ -316,5 +320,9 @@ def _refuse_claims(archive: zipfile.ZipFile, name: str) -> None:
             else np.lib.format.read_array_header_2_0
         )
         shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(
+                "it holds Python objects, which are never unpickled: save array.astype(float)"
+            )
         if math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
             raise ValueError(f"claims shape {shape}, but has {info.file_size - file.tell()} bytes")

@@ -26,6 +26,7 @@ from hashsolve.control import EFFORTS
 from hashsolve.levels import LEVELS
 from hashsolve.methods import METHODS
 from hashsolve.plan import PROPAGATIONS
+from hashsolve.readers import write_solution
 from hashsolve.runfolder import RunFolder
 
 STARTUP = {"import": 0.1, "solver": 0.2, "first_use": 0.4, "from_cache": 0.3}
@@ -127,6 +128,17 @@ def test_what_solve_writes_passes_verify(run, tmp_path, method, suffix):
 def test_a_time_limit_is_told(run):
     code, out, _ = run("solve", "problem.h5", "--method", "tabu", "--time-limit", 1e-9)
     assert code == 0 and "TIME_LIMIT" in out and "nothing written" in out
+
+
+@pytest.mark.parametrize("name", ["s.h5", "s.npz"])
+def test_what_was_stopped_is_not_held_to_what_its_method_promises(run, tmp_path, name):
+    solution = tmp_path / name
+    s = hs.solve(hs.Problem.from_arrays(np.load("X.npy"), np.load("W.npy")), "sign")
+    for status, passes in (("TIME_LIMIT", True), ("FIXPOINT", False)):
+        write_solution(replace(s, method="one_flip", status=hs.Status[status]), str(solution))
+        code, out, _ = run("verify", "arrays.npz", solution)
+        assert (code == 0) == passes and ("PASSED at level 'valid'" in out) == passes
+    assert run("verify", "arrays.npz", solution, "--require", "one_flip")[0] == 1
 
 
 def test_variants_survive_npz(run, tmp_path):

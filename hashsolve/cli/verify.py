@@ -8,12 +8,13 @@ from hashsolve.options import FILE, LEVEL, json_option, named, problem_options
 from hashsolve.terminal import echo_json, progress
 
 CERTIFICATE_FAILED = 1
+CUT_SHORT = ("SWEEP_LIMIT", "TIME_LIMIT", "STOPPED")  # before what the method promises
 
 
 @click.command(short_help="Check a solution, and what it claims.")
 @problem_options
 @click.argument("solution", type=FILE)
-@named("--require", LEVEL, None, "; default: what its method promises")
+@named("--require", LEVEL, None, "; default: what its method promises, where it ran to its end")
 @json_option
 def verify(
     problem: str,
@@ -42,10 +43,10 @@ def verify(
     p = read_problem(problem, weights, target, reference, precision)
     claims = read_codes(solution)
     if require is None:
-        levels = (
-            METHODS[claims.method].promise if claims.method in METHODS else "optimal",
-            highest_local(p),
-        )
+        promise = METHODS[claims.method].promise if claims.method in METHODS else "optimal"
+        if claims.status in CUT_SHORT:
+            promise = "valid"
+        levels = (promise, highest_local(p))
         require = min(levels, key=LEVELS.index)
     with progress("nothing was written; start it again") as show:
         show("", 0, 0, f"verifying {p!r}")
