@@ -102,7 +102,8 @@ def write_activations(
             for which, maps in batch.items():
                 at = f"{name}: {which}" + ("" if which.startswith(SHIFT) else " inputs")
                 call = geometries[_call(which)]
-                maps = checks.finite(call.samples(np.asarray(maps)), at)
+                before = len(found[which]) if which in found else 0
+                maps = checks.finite(call.samples(np.asarray(maps)), at, before, 0)
                 if maps.dtype != dtype and float(np.abs(maps).max(initial=0)) > limit:
                     raise ValueError(f"{at}: values above {limit:g} do not fit {dtype}")
                 if which not in found:

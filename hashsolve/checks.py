@@ -42,11 +42,16 @@ def array(value: Any, name: str, ndim: int | tuple[int, ...]) -> np.ndarray:
     return result
 
 
-def finite(values: np.ndarray, name: str) -> np.ndarray:
-    """The same array, or a ValueError that says where it is NaN or infinite."""
+def finite(values: np.ndarray, name: str, start: int = 0, axis: int = -1) -> np.ndarray:
+    """The same array, or a ValueError that says where it is NaN or infinite, in the whole of which
+    this is the part from ``start`` on along an axis."""
     if not np.isfinite(values).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-        raise ValueError(f"{name}: {values[where]} at {where}; every entry must be finite")
+        where = np.argwhere(~np.isfinite(values))[0]
+        value = values[tuple(where)]
+        if start:
+            where[axis] += start
+        place = tuple(int(i) for i in where)
+        raise ValueError(f"{name}: {value} at {place}; every entry must be finite")
     return values
 
 

@@ -119,8 +119,10 @@ def refit(
         if known.get(layer.name) != layer:
             raise ValueError(f"reference: its layer {layer.name} is missing, or another one")
     for layer in found:
-        size = np.abs(network.weight(layer.name).reshape(layer.shape[0], -1))
-        if size.shape[1] > 1 and size.any() and (size == size[:, :1]).all():
+        weight = network.weight(layer.name)
+        size = np.abs(weight.reshape(layer.shape[0], -1))[:, :2]  # of one group, at least
+        same = size.shape[1] > 1 and size.any() and (size[:, 0] == size[:, 1]).all()
+        if same and not np.array_equal(weight, reference.weight(layer.name)):
             raise ValueError(
                 f"layers: {layer.name} is binarised; only layers in full precision are fitted"
             )

@@ -119,12 +119,12 @@ class Sums:
                 x = x * root
                 y = None if y is None else y * root
             add_gram(self.gram, x)
-            self.input_sum += _row_sums(x, root, f"{self.name}: inputs")
+            self.input_sum += _row_sums(x, root, f"{self.name}: inputs", self.rows)
             if np.diagonal(self.gram).max() < SMALLEST_SQUARE:
                 self.input_peak = max(self.input_peak, np.abs(x).max(initial=0.0))
             if y is not None:
                 self.cross += product(x, y.T)
-                self.target_sum += _row_sums(y, root, f"{self.name}: targets")
+                self.target_sum += _row_sums(y, root, f"{self.name}: targets", self.rows, True)
                 self.energy += np.einsum("tn,tn->t", y, y)
                 small = self.energy < SMALLEST_SQUARE
                 self.target_peak[small] = np.maximum(
@@ -247,11 +247,14 @@ def in_single(values: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
     return (result if inside.all() else None), total
 
 
-def _row_sums(values: np.ndarray, root: np.ndarray, name: str) -> np.ndarray:
-    """Σ over weighted columns; a ValueError names the first entry that is not finite."""
+def _row_sums(
+    values: np.ndarray, root: np.ndarray, name: str, start: int, samples_first: bool = False
+) -> np.ndarray:
+    """Σ over weighted columns, which are those from ``start`` on; a ValueError names the first
+    entry that is not finite, as it lies in X (S, N) or Y (N, T)."""
     total = values @ root
     if not np.isfinite(total).all():
-        finite(values, name)
+        finite(*((values.T, name, start, 0) if samples_first else (values, name, start)))
     return total
 
 
@@ -313,6 +316,6 @@ def sum_arrays(
         in_memory = all(a is None or type(a) is np.ndarray for a in (x, y, ref))
         for cut, x_block, ref_block, y_block in blocks() if in_memory else ahead(blocks()):
             if ref_block is not None and w is not None:
-                y_block = sums.outputs(w, finite(ref_block, at + "reference (X)"))
+                y_block = sums.outputs(w, finite(ref_block, at + "reference (X)", cut.start))
             sums.add_block(x_block, y_block, None if v is None else v[cut])
     return sums, w

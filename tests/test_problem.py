@@ -250,12 +250,28 @@ def test_unusable_arrays_are_named(arguments, message):
         hs.Problem.from_arrays(*arguments, name="layer9")
 
 
+def test_what_is_not_finite_is_named_by_its_place_in_the_whole_array(rng):
+    x, w = rng.normal(size=(3, 20_000)), rng.normal(size=(3, 2))
+    place = (2, 18_500)
+    for other in (None, x):
+        bad = x.copy()
+        bad[place] = np.nan
+        with pytest.raises(ValueError, match=r"inputs: nan at \(2, 18500\)"):
+            hs.Problem.from_arrays(bad, w, reference=other)
+    with pytest.raises(ValueError, match=r"reference \(X\): nan at \(2, 18500\)"):
+        hs.Problem.from_arrays(x, w, reference=bad)
+    y = x.T @ w
+    y[18_500, 1] = np.inf
+    with pytest.raises(ValueError, match=r"targets: inf at \(18500, 1\)"):
+        hs.Problem.from_arrays(x, target=y)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"target": X.T[:2]}, r"target \(Y\): must be \(N, T\) with N = 3, got \(2, 2\)"),
         ({"target": np.ones((3, 5))}, r"target \(Y\): must be \(N, T\)"),
-        ({"target": replaced(X.T @ W, np.nan)}, r"targets: nan at \(0, 1\)"),
+        ({"target": replaced(X.T @ W, np.nan)}, r"targets: nan at \(1, 0\)"),
         ({"target": np.ones((3, 2), complex)}, r"target \(Y\): dtype complex128"),
         ({"reference": X[:, :2]}, r"reference \(X\): must have the shape of inputs, \(2, 3\)"),
         ({"reference": replaced(X, np.inf)}, r"reference \(X\): inf at \(1, 0\)"),

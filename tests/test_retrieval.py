@@ -582,12 +582,16 @@ def test_what_cannot_be_added_leaves_the_index_as_it_was(fresh, monkeypatch):
         (np.ones((2, 24)), [11], "1 of them for 2"),
         (np.ones((2, 24)), [0.5, 1.5], "whole numbers"),
         (np.ones((2, 24)), [-1, 11], "must be from 0"),
+        (np.ones((2, 24)), [11, 2**63 - 1], "must be from 0"),
         (np.empty((0, 24)), None, "empty"),
     ]:
         with pytest.raises(ValueError, match=message):
             index.add(vectors, ids)
     for a, b in zip(contents(index), before, strict=True):
         np.testing.assert_array_equal(a, b)
+    index.add(np.ones((1, 24)), [2**63 - 2])
+    with pytest.raises(ValueError, match="ids: none are left above"):
+        index.add(np.ones((1, 24)))
 
 
 def test_queries_are_checked(fresh):

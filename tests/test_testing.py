@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -125,6 +127,18 @@ def test_a_solver_that_fails_is_told_with_the_problem():
     assert "fixed_scales" in str(caught.value) and "weights=" not in str(caught.value)
     with pytest.raises(LawBroken, match=r"returned a Solution, not \(codes, scales\)"):
         check_solver(hs.solve, "valid")
+
+
+def test_a_solver_that_does_not_always_give_the_same_breaks_its_law():
+    calls = itertools.count(1)
+
+    def moody(problem):
+        codes = np.where(problem.cross >= 0, 1, -1)
+        scales = hs.reference.best_scales(problem, codes)
+        return codes * (0 if next(calls) % 7 == 0 else 1), np.abs(scales)
+
+    with pytest.raises(LawBroken, match="does not always give the same"):
+        check_solver(moody, "valid")
 
 
 def test_no_law_and_no_example_are_refused():

@@ -88,6 +88,8 @@ class Contents:
     def new_ids(self, ids: Any, count: int) -> np.ndarray:
         """Ids of vectors to add, the user's own or the next ones; a ValueError for one taken."""
         if ids is None:
+            if self.next + count > NONE:
+                raise ValueError(f"ids: none are left above {self.next - 1}; give ids of your own")
             return np.arange(self.next, self.next + count, dtype=np.int64)
         numbers = whole_numbers(ids)
         if len(numbers) != count:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 
 from hashsolve import checks, reference
 from hashsolve.certificate import verify
@@ -240,7 +241,13 @@ def _hold(solver: Solver, law: str, tried: st.SearchStrategy[Problem], examples:
             told = LawBroken(f"law {law!r}: {breach}\n{snippet(problem)}")
             raise told from breach.__cause__  # what the solver raised, if it did
 
-    run()
+    try:
+        run()
+    except Flaky as error:  # which Hypothesis sees where it runs a failing example again
+        raise LawBroken(
+            f"law {law!r}: broken in one run and not in the next, of the same problem: the solver "
+            "does not always give the same"
+        ) from error
 
 
 def snippet(problem: Problem) -> str:
