@@ -175,22 +175,40 @@ def absorb_scales(
     return {name: found[name] for name in scales}
 
 
+class _Tracer(fx.Tracer):
+    """Goes into no layer, whatever forward that has."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one call."""
+        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _is_description(node: fx.Node) -> bool:
+    """Whether a use of a tensor leaves its values aside."""
+    asked = node.args[1] if node.target is getattr else node.target
+    return asked in ("dtype", "device", "shape", "ndim", "dim", "size")
+
+
 def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
     """The BatchNorm that alone takes the output of each layer, by tracing."""
     try:
         with evaluating(model):  # what follows may depend on the mode
-            nodes = fx.Tracer().trace(model).nodes
+            nodes = _Tracer().trace(model).nodes
     except Exception as error:  # tracing runs the model's own code on stand-ins
         raise ValueError(
             f"the model cannot be traced ({type(error).__name__}: {error}); name what follows each "
             "layer, by followers={'conv1': 'bn1'}"
         ) from error
     calls = Counter(node.target for node in nodes if node.op == "call_module")
-    read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    read = {
+        str(node.target).rpartition(".")[0]
+        for node in nodes
+        if node.op == "get_attr" and not all(_is_description(user) for user in node.users)
+    }
     if used := read.intersection(layers):
         raise ValueError(
-            f"{min(used)}: its weight is used outside of its call, where it would change too: "
-            "leave it out of layers"
+            f"{min(used)}: its weight or bias is used outside of its call, where it would change "
+            "too: leave it out of layers"
         )
     found = {}
     for node in nodes:

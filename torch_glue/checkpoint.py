@@ -154,11 +154,12 @@ def save_packed(
         after += sum(part.numel() * part.element_size() for part in parts)
     for name in sorted(required):
         if aliases.get(name, name) not in packed:
-            rows = as_rows(state[name], transposed.get(name, 0))
+            groups = transposed.get(name, 0)
+            binary = state[name].dim() > 1 and binary_scales(as_rows(state[name], groups))
             raise ValueError(
-                f"{name}: it is not exactly ±α in each filter"
-                if binary_scales(rows) is None
-                else f"{name}: it has too few inputs a filter to be smaller packed"
+                f"{name}: it has too few inputs a filter to be smaller packed"
+                if isinstance(binary, Tensor)
+                else f"{name}: it is not exactly ±α in each filter"
             )
     if len(tensors) != len(state) - len(aliases) + len(packed):
         raise ValueError(f"a tensor's name ends in {CODES} or {SCALES}, as packed ones do")

@@ -279,7 +279,7 @@ def finetune(
     rates |= {name: lr / 10 if rate is None else rate for name, rate in other_rates.items()}
     groups = parameter_groups(model, rates, weight_decay)
     if not groups:
-        raise ValueError("the model has nothing to train: no parameter asks for gradients")
+        raise ValueError("nothing to train: no parameter asks for gradients, or all steps are 0")
     stepper = optimizer(groups)
     for group in stepper.param_groups:
         group["peak"] = group["lr"]
@@ -321,7 +321,8 @@ def finetune(
             value.backward()
             stepper.step()
             for layer in layers:
-                layer.binary.clip_(layer.latent)
+                if layer.parameter.requires_grad:
+                    layer.binary.clip_(layer.latent)
             total += value.item()
             if progress is not None:
                 progress(epoch, count, per_epoch, value.item())

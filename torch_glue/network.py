@@ -98,6 +98,7 @@ class TorchNetwork:
             _fill(getattr(owner, attribute), value)
         self._original.clear()
         self._kept = None
+        self._compare_forwards(batch)
         order, watch = self._first_pass(batch)
         self._calls = Counter(order)
         seen = watch.seen if watch else {}
@@ -275,7 +276,7 @@ class TorchNetwork:
             kind = type(self._places[name].module).__name__
             raise ValueError(
                 f"layer {name}: the forward of {kind} gives another output than its weight and "
-                "torch's own: add it to skip"
+                "torch's own would: skip it"
             )
         return weight
 
@@ -304,34 +305,35 @@ class TorchNetwork:
         order: list[str] = []
         hooks = {name: (lambda *_, name=name: order.append(name)) for name in self._places}
         watch = self._watch()
-        with self._compared():
-            try:
-                self._run(batch, hooks, watch)
-            except Exception as error:
-                order.clear()
-                self._run(batch, hooks, None)
-                self.remarks.append(
-                    f"a watched pass failed: no shortcuts were looked for ({error})"
-                )
-                return order, None
+        try:
+            self._run(batch, hooks, watch)
+        except Exception as error:
+            order.clear()
+            self._run(batch, hooks, None)
+            self.remarks.append(f"a watched pass failed: no shortcuts were looked for ({error})")
+            return order, None
         return order, watch
 
-    @contextmanager
-    def _compared(self) -> Iterator[None]:
-        """Within, it is noted which layers' own forwards compute something else than torch's."""
+    def _compare_forwards(self, batch: Any) -> None:
+        """Note which layers' own forwards compute something else than torch's, by one pass."""
         self._otherwise.clear()
+        own = [(n, p.module) for n, p in self._places.items() if not p.watched]
+        own = [(name, module) for name, module in own if has_own_forward(module)]
+        handles = []
 
-        def compare(name: str, module: nn.Module) -> Any:
+        def compare(name: str, module: nn.Module) -> None:
             def left(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
                 if computes_otherwise(module, args, kwargs, output):
                     self._otherwise.add(name)
 
-            return module.register_forward_hook(left, with_kwargs=True)
+            # before hooks of the user's, which may change the output
+            handles.append(module.register_forward_hook(left, with_kwargs=True, prepend=True))
 
-        own = [(n, p.module) for n, p in self._places.items() if not p.watched]
-        handles = [compare(name, module) for name, module in own if has_own_forward(module)]
         try:
-            yield
+            for name, module in own:
+                compare(name, module)
+            if own:
+                self._run(batch, {}, None)
         finally:
             for handle in handles:
                 handle.remove()

@@ -136,7 +136,6 @@ def attach(
         if run:
             result = results[name]
             codes, alpha = _of_run(result, weight, groups)
-            _check_written(name, as_rows(weight, groups), codes, alpha)
             full = None if known else _magnitudes_of(run, result, weight, groups)
         else:
             rows, full = as_rows(weight, groups), weight
@@ -150,6 +149,8 @@ def attach(
         if not full.isfinite().all():
             raise ValueError(f"magnitudes: the weight of {name} holds what is not finite")
         size = as_rows(full.to(weight).abs(), groups)
+        if run:
+            _check_written(name, as_rows(weight, groups), codes, alpha, size)
         if scales == "mean" and run:
             mean = size.mean(1, keepdim=True)
             # one scale a filter is all that its mean can stand for
@@ -355,11 +356,14 @@ def _of_run(result: Any, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return _turned(rows, weight, groups), torch.from_numpy(scales.T.copy()).to(weight)
 
 
-def _check_written(name: str, rows: Tensor, codes: Tensor, alpha: Tensor) -> None:
-    """A weight that is binary must be what the run wrote: else attaching would change it."""
-    length = group_length(rows)
+def _check_written(name: str, rows: Tensor, codes: Tensor, alpha: Tensor, full: Tensor) -> None:
+    """A weight that is binary must be what the run wrote, else attaching would change it; but for
+    one that was so in full precision."""
     written = codes * alpha.repeat_interleave(codes.shape[1] // alpha.shape[1], 1)
-    if length > 1 and not torch.allclose(rows, written, rtol=0.01, atol=0):
+    known = any(
+        torch.allclose(a, b, rtol=0.01, atol=0) for a, b in ((rows, written), (rows.abs(), full))
+    )
+    if group_length(rows) > 1 and not known:
         raise ValueError(
             f"{name}: its weight is binary, but not as the run left it (its scales were absorbed, "
             f"or it was trained): attach what it is now, by names of layers"

@@ -78,11 +78,11 @@ def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch:
     try:
         return forward(model, batch)
     except TypeError as error:
-        if "missing" not in str(error) or "argument" not in str(error):
+        if f"{type(model).__name__}.forward() missing" not in str(error):
             raise
         raise ValueError(
             f"images: the model takes more than a batch gives ({error}); give batches that are "
-            "mappings of its arguments, or a forward of your own"
+            "mappings of its arguments"
         ) from error
     except RuntimeError as error:
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch

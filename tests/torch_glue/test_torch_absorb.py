@@ -144,7 +144,7 @@ def test_where_nothing_can_absorb_the_model_is_left_alone():
         def forward(self, x):
             return super().forward(x) + self.conv2.weight.sum()
 
-    refused("conv2: its weight is used outside of its call", binary(Elsewhere()))
+    refused("conv2: its weight or bias is used outside of its call", binary(Elsewhere()))
 
     class Elsewhere(Net):
         def forward(self, x):
@@ -197,3 +197,35 @@ def test_what_follows_is_what_follows_in_eval_mode():
     assert torch_glue.absorb_scales(model) == {"0": "2"}
     assert model.training
     torch.testing.assert_close(model.eval()(inputs), before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mean_too_large_for_its_scale_is_in_the_shift():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), lively(nn.BatchNorm2d(4)))
+    with torch.no_grad():
+        model[0].weight[0] *= 1e-30
+        model[1].running_mean[0], model[1].running_var[0] = 1e10, 1e20
+    binary(model, ["0"])
+    images = torch.randn(5, 3, 6, 6)
+    with torch.no_grad():
+        before = model(images)
+        torch_glue.absorb_scales(model)
+        after = model(images)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+
+
+def test_reading_a_type_and_a_forward_of_its_own_are_no_use_elsewhere():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.weight, self.bias)
+
+    class Casting(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.to(self[0].weight.dtype))
+
+    model = Casting(Own(4, 3), lively(nn.BatchNorm1d(3)))
+    binary(model, ["0"])
+    inputs = torch.randn(6, 4)
+    before = model(inputs)
+    assert torch_glue.absorb_scales(model) == {"0": "1"}
+    torch.testing.assert_close(model(inputs), before, rtol=1e-5, atol=1e-5)

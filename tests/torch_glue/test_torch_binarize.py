@@ -252,7 +252,7 @@ def test_a_model_that_needs_more_than_a_batch_gives(tmp_path):
 
     images = torch.ones(5, 4)
     with pytest.raises(ValueError, match=r"images: the model takes more than a batch gives .*mask"):
-        torch_glue.binarize(nn.Sequential(Two(4, 2)), images, tmp_path / "run", method="dcc")
+        torch_glue.binarize(Two(4, 2), images, tmp_path / "run", method="dcc")
 
 
 def test_a_model_without_values_is_refused(tmp_path):

@@ -194,6 +194,9 @@ def test_layers_that_must_be_binary(tmp_path):
     torch_glue.attach(single, ["0"])
     with pytest.raises(ValueError, match=r"0.weight: it has too few inputs a filter"):
         torch_glue.save_packed(single, tmp_path / "m", layers=["0"])
+    norm = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with pytest.raises(ValueError, match=r"1.weight: it is not exactly ±α"):
+        torch_glue.save_packed(norm, tmp_path / "m", layers=["1"])
     with pytest.raises(ValueError, match=r"no tensor 'conv9.weight'"):
         torch_glue.save_packed(model, tmp_path / "m", layers=["conv9"])
     type_with_state = type("Net", (nn.Sequential,), {"get_extra_state": lambda self: "text"})

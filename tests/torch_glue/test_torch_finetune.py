@@ -387,6 +387,11 @@ def test_a_frozen_layer_stays_as_it_is_and_any_state_is_kept():
     torch_glue.finetune(model, make_loader(), lr=0.05, keep="last")
     assert torch.equal(model[0].weight, before[0])
     assert not torch.equal(model[2].weight, before[1])
+    model = make_model(scales="mean", clip=0.1)
+    model[0].requires_grad_(False)
+    frozen = model[0].weight.clone()
+    torch_glue.finetune(model, make_loader(), lr=0.05)
+    assert torch.equal(model[0].weight, frozen)
 
 
 def test_batchnorm_is_frozen_or_estimated_anew_where_that_helps():

@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """Kinds of layers: what is captured, times the weight, is what the layer itself gives."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -361,3 +362,50 @@ def test_a_forward_of_the_module_itself_is_compared_too(tmp_path):
     model[0].forward = lambda x: F.linear(x, model[0].weight) ** 2
     with pytest.raises(ValueError, match="layer 0: the forward of Linear gives another output"):
         torch_glue.binarize(model, torch.randn(20, 6), tmp_path, method="dcc")
+
+
+class Casting(nn.Linear):
+    """As mixed precision has it, with an argument that it leaves aside."""
+
+    def forward(self, x, task=None):
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class Louder(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, 1.5 * self.weight, self.bias)
+
+
+class Holding(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x, "task"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_forwards_are_compared_in_every_type(tmp_path, dtype, size):
+    torch.manual_seed(2)
+    images = size * torch.randn(40, 64)
+    model = Holding(Casting(64, 5), nn.Identity()).to(dtype)
+    model[0].register_forward_hook(lambda module, args, output: 2 * output)
+    torch_glue.binarize(model, images.to(dtype), tmp_path / "a", method="sign")
+    model = nn.Sequential(Louder(64, 5, bias=False)).to(dtype)
+    with pytest.raises(ValueError, match="the forward of Louder gives another output"):
+        torch_glue.binarize(model, images.to(dtype), tmp_path / "b", method="sign")
+
+
+def test_comparing_forwards_disturbs_nothing(tmp_path):
+    torch.manual_seed(3)
+    plain = nn.Sequential(
+        nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)
+    ).eval()
+    own = copy.deepcopy(plain)
+    own[0].__class__ = Logging
+    images = torch.randn(30, 6)
+    layers = [TorchNetwork(model).layers(images) for model in (plain, own)]
+    assert layers[0] == layers[1] and layers[0][0].constant is not None
+    own[3].__class__ = Logging
+    nn.utils.parametrizations.weight_norm(own[3])
+    torch_glue.binarize(own, images, tmp_path, skip=["3"], method="dcc")
+    with torch.no_grad():
+        assert TorchNetwork(own).layers(images[:0])[0].name == "0"

@@ -70,3 +70,12 @@ def test_what_is_binarised_is_not_fitted():
     model = binarized(full, "0", "2")
     with pytest.raises(ValueError, match="layers: 2 is binarised"):
         torch_glue.refit(model, full, images, ["2"])
+    groups = binarized(full, "0")
+    with torch.no_grad():
+        groups[2].weight.copy_(groups[2].weight.sign())
+        groups[2].weight[:, 1:] *= 2
+    with pytest.raises(ValueError, match="layers: 2 is binarised"):
+        torch_glue.refit(groups, full, images, ["2"])
+    with torch.no_grad():
+        full[5].weight.fill_(0.3)
+    torch_glue.refit(binarized(full, "0"), full, images, ["5"])  # so in full precision
