@@ -118,6 +118,12 @@ def refit(
     for layer in found:
         if known.get(layer.name) != layer:
             raise ValueError(f"reference: its layer {layer.name} is missing, or another one")
+    if all(same_inputs(network, reference, layer, batch) for layer in found):
+        raise ValueError(
+            "network: these layers have the inputs that they have in the reference: nothing before "
+            "them is binarised (an adapter that has written puts weights back when it is used "
+            "again: run.apply(network), then make a new one)"
+        )
     for layer in found:
         weight = network.weight(layer.name)
         size = np.abs(weight.reshape(layer.shape[0], -1))[:, :2]  # of one group, at least
@@ -126,12 +132,6 @@ def refit(
             raise ValueError(
                 f"layers: {layer.name} is binarised; only layers in full precision are fitted"
             )
-    if all(same_inputs(network, reference, layer, batch) for layer in found):
-        raise ValueError(
-            "network: these layers have the inputs that they have in the reference: nothing before "
-            "them is binarised (an adapter that has written puts weights back when it is used "
-            "again: run.apply(network), then make a new one)"
-        )
     errors, written = {}, []
     try:
         for layer in found:

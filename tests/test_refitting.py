@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import small_network
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_network import NumpyNetwork, Product, relu
 
@@ -60,6 +60,7 @@ def test_least_squares(name, ridge):
     assert 0 <= after < before
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 5), st.floats(1e-4, 1e4), st.lists(st.integers(1, 11), max_size=3))
 def test_never_worse_whatever_the_batches(seed, ridge, cuts):
     batch = images(seed=seed)
