@@ -195,7 +195,7 @@ def verify(
         lower_bound=bound.tolist(),
         bound_name=bound_name,
         level=level,
-        optimal=((loss - bound <= tolerance) & (loss >= bound - slack)).tolist(),
+        optimal=[reached == "optimal" for reached in level],
         violations=violations,
         unconfirmed=unconfirmed,
     )

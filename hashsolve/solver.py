@@ -111,10 +111,12 @@ def solve(
             solution = solve_variant(plain, method, start, _solve, control)
         else:
             solution = _solve(method, plain, start, control)
+    noise = np.zeros(problem.columns)
+    if problem.intercept:
+        noise = problem.centring_error(solution.weight)
+    _check_energies(problem, solution.loss, solution.energy, noise)
     if problem.intercept:
         # energies stay those about the mean, which optimality and errors are judged by
-        noise = problem.centring_error(solution.weight)
-        _check_energies(problem, solution.loss, solution.energy, noise)
         loss, bound = solution.loss, solution.lower_bound - noise
         if problem.free_scale:
             loss = np.where((loss < 0) & (loss >= -noise), 0.0, loss)
@@ -127,8 +129,6 @@ def solve(
             lower_bound=bound,
             status=_honest(solution.status, loss, bound, solution.energy),
         )
-    else:
-        _check_energies(problem, solution.loss, solution.energy, np.zeros(problem.columns))
     elapsed = time.perf_counter() - begun
     return replace(solution, method=method, seed=seed, wall_time=elapsed)
 

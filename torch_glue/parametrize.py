@@ -366,7 +366,7 @@ def _check_written(name: str, rows: Tensor, codes: Tensor, alpha: Tensor, full: 
     if group_length(rows) > 1 and not known:
         raise ValueError(
             f"{name}: its weight is binary, but not as the run left it (its scales were absorbed, "
-            f"or it was trained): attach what it is now, by names of layers"
+            "or it was trained): attach what it is now, by names of layers"
         )
 
 
