@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 import hashsolve
 from hashsolve.files import update
+from torch_glue.own_forwards import computed_otherwise
 from torch_glue.passes import evaluating, run_batch, run_model
-from torch_glue.places import Place, as_array, computes_otherwise, has_own_forward, places_of
+from torch_glue.places import Place, as_array, places_of
 from torch_glue.watch import Found, Seen, Watch, divided, norm_factor
 
 _NORMS = nn.modules.batchnorm._BatchNorm
@@ -98,7 +100,8 @@ class TorchNetwork:
             _fill(getattr(owner, attribute), value)
         self._original.clear()
         self._kept = None
-        self._compare_forwards(batch)
+        run = partial(self._run, batch, {}, None)
+        self._otherwise = computed_otherwise(self._places, run)
         order, watch = self._first_pass(batch)
         self._calls = Counter(order)
         seen = watch.seen if watch else {}
@@ -313,30 +316,6 @@ class TorchNetwork:
             self.remarks.append(f"a watched pass failed: no shortcuts were looked for ({error})")
             return order, None
         return order, watch
-
-    def _compare_forwards(self, batch: Any) -> None:
-        """Note which layers' own forwards compute something else than torch's, by one pass."""
-        self._otherwise.clear()
-        own = [(n, p.module) for n, p in self._places.items() if not p.watched]
-        own = [(name, module) for name, module in own if has_own_forward(module)]
-        handles = []
-
-        def compare(name: str, module: nn.Module) -> None:
-            def left(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-                if computes_otherwise(module, args, kwargs, output):
-                    self._otherwise.add(name)
-
-            # before hooks of the user's, which may change the output
-            handles.append(module.register_forward_hook(left, with_kwargs=True, prepend=True))
-
-        try:
-            for name, module in own:
-                compare(name, module)
-            if own:
-                self._run(batch, {}, None)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _find_constants(self, seen: dict[str, Seen], order: list[str]) -> None:
         """What can take up a constant for each filter of a layer."""

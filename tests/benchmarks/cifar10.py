@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 import torch
 from resnet20 import MEAN, STD, load_model
-from rows import Log, Row, row_options
+from rows import Log, Mixed, Row, row_options
 from torch import Tensor, nn
 
 from hashsolve.files import atomic
@@ -125,11 +125,14 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
-    """VGG-9, trained by SGD with a one-cycle step, resumable by epoch; the same for all rows."""
+    """VGG-9, trained by SGD with a one-cycle step, resumable by epoch; the same for all rows.
+
+    In mixed precision, four times as fast where the processor multiplies bfloat16 (AMX).
+    """
     images, say = Images(data, min(128, limit or 128), limit), Log()
     torch.manual_seed(0)
     model = VGG9().to(memory_format=torch.channels_last)
-    steps = VGG_EPOCHS * len(images)
+    mixed, steps = Mixed(model), VGG_EPOCHS * len(images)
     stepper = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(stepper, 0.1, total_steps=steps)
     path, done = folder / f"vgg9{'' if limit is None else f'-{limit}'}.pt", 0
@@ -144,7 +147,7 @@ def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
         torch.manual_seed(epoch)
         model.train()
         for step, (inputs, labels) in enumerate(images, 1):
-            loss = nn.functional.cross_entropy(model(inputs), labels)
+            loss = nn.functional.cross_entropy(mixed(inputs), labels)
             stepper.zero_grad()
             loss.backward()
             stepper.step()

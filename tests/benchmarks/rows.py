@@ -53,6 +53,9 @@ OPTIONS = [
     click.option(
         "--mirrored-teacher", is_flag=True, help="Its mean over an image and the mirror image."
     ),
+    click.option(
+        "--mixed", is_flag=True, help="Train in bfloat16 where autocast says so, measure without."
+    ),
     click.option("--freeze-batchnorm", is_flag=True),
     click.option("--recalibrate", default=0, help="Images for BatchNorm, after each epoch."),
     click.option("--batch", default=128),
@@ -71,6 +74,19 @@ class Mirrored(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Outputs for images whose last axis is their width."""
         return (self.network(images) + self.network(images.flip(-1))) / 2
+
+
+class Mixed(nn.Module):
+    """A network that computes in bfloat16 where torch's autocast says so; outputs are float32."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs for images; weights, and gradients for them, stay float32."""
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.network(images).float()
 
 
 def row_options(command: Callable) -> Callable:
@@ -129,16 +145,19 @@ class Row:
             if row["compile"]:
                 model.compile()
                 teacher.compile()
+            trained = Mixed(model) if row["mixed"] else model
+            if row["mixed"]:
+                teacher = Mixed(teacher)
             names = ("epochs", "lr", "scale_lr", "other_lr", "warmup", "hardening", "distillation")
             names += ("temperature", "freeze_batchnorm", "seed")
             tuned = torch_glue.finetune(
-                model,
+                trained,
                 loader,
                 **{key: row[key] for key in names},
                 teacher=teacher if row["distillation"] else None,
                 shares=SETTINGS[row["setting"]].get("shares", (1.0,)),
                 recalibrate=calibration(row["recalibrate"]) if row["recalibrate"] else None,
-                evaluate=say,
+                evaluate=lambda _: say(model),
                 keep="last",
                 checkpoint=self.folder / f"{self.name}.ckpt",
                 progress=Log(),

@@ -88,6 +88,18 @@ def test_a_mirrored_teacher_says_the_same_of_an_image_and_of_its_mirror_image():
     assert not torch.allclose(outputs, network(images))
 
 
+def test_mixed_precision_keeps_weights_gradients_and_outputs_in_float32():
+    network = torch.nn.Sequential(torch.nn.Linear(24, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    hidden = []
+    network[0].register_forward_hook(lambda module, inputs, output: hidden.append(output.dtype))
+    inputs = torch.randn(5, 24)
+    outputs = rows.Mixed(network)(inputs)
+    outputs.sum().backward()
+    assert hidden == [torch.bfloat16] and outputs.dtype == torch.float32
+    assert {(p.dtype, p.grad.dtype) for p in network.parameters()} == {(torch.float32,) * 2}
+    torch.testing.assert_close(outputs, network(inputs), rtol=0.05, atol=0.05)
+
+
 def crop(padded, down, right, flip):
     pixels = padded[down : down + 32, right : right + 32]
     return cifar10.normalised((pixels.flip(1) if flip else pixels)[None])[0]
@@ -140,4 +152,5 @@ def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
     )
     assert run("--epochs", "1", "--mirrored-teacher").exit_code == 0
     assert run("--epochs", "1", "--seed", "1").exit_code == 0
-    assert [type(teacher) for teacher in seen] == [rows.Mirrored, cifar10.VGG9]
+    assert run("--epochs", "1", "--mixed").exit_code == 0
+    assert [type(teacher) for teacher in seen] == [rows.Mirrored, cifar10.VGG9, rows.Mixed]
