@@ -124,7 +124,11 @@ def write_activations(
                     which: len(data) for which, data in found.items() if _call(which) == number
                 }
                 if len(set(sizes.values())) > 1:
-                    raise ValueError(f"{name}: streams differ in samples: {sizes}")
+                    raise ValueError(
+                        f"{name}: streams differ in samples, {sizes}: if weights before it decide "
+                        "which samples reach it, as a router does, use propagation='symfp' "
+                        "without residual or refit, or skip it"
+                    )
             total = sum(len(data) for which, data in found.items() if not which.startswith(SHIFT))
             total //= 2 if FULL in found and BINARIZED in found else 1
         if total == 0:

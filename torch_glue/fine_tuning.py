@@ -230,53 +230,21 @@ def finetune(
     """
     epochs, seed = checks.whole(epochs, "epochs", 1), checks.whole(seed, "seed", 0)
     checks.choice(keep, "keep", ("best", "last"))
-    layers = attached(model).values()
-    if not layers:
-        raise ValueError("the model has no attached layer: torch_glue.attach(model, run) first")
+    layers, hardening = list(attached(model).values()), float(hardening)
     shares = [float(share) for share in shares]
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise ValueError(f"shares: must be in (0, 1], got {shares}")
-    between = {"distillation": distillation, "warmup": warmup, "hardening": hardening}
-    for name, value in between.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: must be in [0, 1], got {value}")
-    given_rates = {"lr": lr, "scale_lr": scale_lr, "other_lr": other_lr}
-    for name, rate in given_rates.items():
-        if rate is not None and not 0 <= rate < math.inf:
-            raise ValueError(f"{name}: must be a number that is not negative, got {rate}")
-    if not temperature > 0:
-        raise ValueError(f"temperature: must be positive, got {temperature}")
-    hardening = float(hardening)
-    if hardening and any(layer.binary.stochastic for layer in layers):
-        raise ValueError("hardening: has no stochastic form; attach with stochastic=False")
-    if isinstance(loader, Iterator):
-        raise ValueError(
-            "loader: this iterator can be gone through only once, but each epoch needs a pass"
-        )
-    if recalibrate is not None:
-        running_norms(model)
-        if isinstance(recalibrate, Iterator):
-            raise ValueError(
-                "recalibrate: this iterator can be gone through only once, but each epoch needs a "
-                "pass: give a list"
-            )
-        batches_of(recalibrate)
-    if checkpoint is not None:
-        check_target(checkpoint, "checkpoint")
+    scale_lr, other_lr = (lr / 10 if rate is None else rate for rate in (scale_lr, other_lr))
+    _check_numbers(
+        {"distillation": distillation, "warmup": warmup, "hardening": hardening},
+        {"lr": lr, "scale_lr": scale_lr, "other_lr": other_lr},
+        shares,
+        temperature,
+    )
+    _check_objects(model, layers, hardening, loader, recalibrate, checkpoint)
     with random_state_kept():
-        probe = PROBE if evaluate is None else 0
-        first = list(itertools.islice(seeded_batches(loader, seed, 0), probe))
-        try:
-            sized: Any = loader
-            per_epoch = len(sized)
-        except TypeError:
-            per_epoch = sum(1 for _ in loader)
-    if not per_epoch:
-        raise ValueError("loader: it holds no batches")
+        first = itertools.islice(seeded_batches(loader, seed, 0), PROBE if evaluate is None else 0)
+        probe, per_epoch = list(first), _length(loader)
     steps = epochs * per_epoch
-    other_rates = {"scales": scale_lr, "other": other_lr}
-    rates = {"latents": lr}
-    rates |= {name: lr / 10 if rate is None else rate for name, rate in other_rates.items()}
+    rates = {"latents": lr, "scales": scale_lr, "other": other_lr}
     groups = parameter_groups(model, rates, weight_decay)
     if not groups:
         raise ValueError("nothing to train: no parameter asks for gradients, or all steps are 0")
@@ -288,15 +256,8 @@ def finetune(
     def judge() -> tuple[float, dict[str, float]]:
         with evaluating(model):
             if evaluate is None:
-                parts = [to_device(batch, model) for batch in first]
-                losses = [criterion(run_model(run_batch, model, part), part) for part in parts]
-                return -float(torch.stack(losses).double().mean()), {}
-            found = evaluate(model)
-            found = found if isinstance(found, dict) else {"score": found}
-            if not found:
-                raise ValueError("evaluate: it gave an empty dict; the first number is the score")
-            measures = {name: float(value) for name, value in found.items()}
-            return next(iter(measures.values())), measures
+                return -_mean_loss(model, criterion, probe), {}
+            return _evaluated(evaluate(model))
 
     def train_epoch(epoch: int) -> float:
         total, count = 0.0, 0
@@ -391,3 +352,74 @@ def finetune(
     if result.worse:
         warnings.warn(f"fine-tuning left the network worse: {result}", stacklevel=2)
     return result
+
+
+def _check_numbers(
+    between: dict[str, float],
+    rates: dict[str, float],
+    shares: Sequence[float],
+    temperature: float,
+) -> None:
+    for name, value in between.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: must be in [0, 1], got {value}")
+    for name, rate in rates.items():
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"{name}: must be a number that is not negative, got {rate}")
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"shares: must be in (0, 1], got {shares}")
+    if not temperature > 0:
+        raise ValueError(f"temperature: must be positive, got {temperature}")
+
+
+def _check_objects(
+    model: nn.Module,
+    layers: Sequence[Any],
+    hardening: float,
+    loader: Iterable[Any],
+    recalibrate: Tensor | Iterable[Any] | None,
+    checkpoint: str | PathLike | None,
+) -> None:
+    if not layers:
+        raise ValueError("the model has no attached layer: torch_glue.attach(model, run) first")
+    if hardening and any(layer.binary.stochastic for layer in layers):
+        raise ValueError("hardening: has no stochastic form; attach with stochastic=False")
+    for name, batches in (("loader", loader), ("recalibrate", recalibrate)):
+        if isinstance(batches, Iterator):
+            raise ValueError(
+                f"{name}: this iterator can be gone through only once, but each epoch needs a "
+                "pass: give a list"
+            )
+    if recalibrate is not None:
+        running_norms(model)
+        batches_of(recalibrate)
+    if checkpoint is not None:
+        check_target(checkpoint, "checkpoint")
+
+
+def _length(loader: Any) -> int:
+    """Batches in an epoch."""
+    try:
+        length = len(loader)
+    except TypeError:
+        length = sum(1 for _ in loader)
+    if not length:
+        raise ValueError("loader: it holds no batches")
+    return length
+
+
+def _mean_loss(
+    model: nn.Module, criterion: Callable[[Any, Any], Tensor], batches: list[Any]
+) -> float:
+    parts = [to_device(batch, model) for batch in batches]
+    losses = [criterion(run_model(run_batch, model, part), part) for part in parts]
+    return float(torch.stack(losses).double().mean())
+
+
+def _evaluated(found: float | dict[str, float]) -> tuple[float, dict[str, float]]:
+    """The score, and all that an evaluation said."""
+    found = found if isinstance(found, dict) else {"score": found}
+    if not found:
+        raise ValueError("evaluate: it gave an empty dict; the first number is the score")
+    measures = {name: float(value) for name, value in found.items()}
+    return next(iter(measures.values())), measures
