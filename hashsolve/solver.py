@@ -89,6 +89,25 @@ def solve(
     >>> bool((bwnh.loss <= bwn.loss).all()), bwnh.status.name
     (True, 'FIXPOINT')
     """
+    solution = solve_sums(
+        problem, method, effort, seed, time_limit, init, callback, threads, checkpoint
+    )
+    _check_energies(problem, solution)
+    return solution
+
+
+def solve_sums(
+    problem: Problem,
+    method: str,
+    effort: str,
+    seed: int = 0,
+    time_limit: float | None = None,
+    init: Any = None,
+    callback: Callable[[Sweep], Any] | None = None,
+    threads: int | None = None,
+    checkpoint: str | PathLike | None = None,
+) -> Solution:
+    """`solve` for sums that no arrays may have: energies too small give losses below zero."""
     if not isinstance(problem, Problem):
         raise ValueError(f"problem: expected a hashsolve.Problem, got a {type(problem).__name__}")
     checks.choice(method, "method", METHODS)
@@ -111,16 +130,13 @@ def solve(
             solution = solve_variant(plain, method, start, _solve, control)
         else:
             solution = _solve(method, plain, start, control)
-    noise = np.zeros(problem.columns)
-    if problem.intercept:
-        noise = problem.centring_error(solution.weight)
-    _check_energies(problem, solution.loss, solution.energy, noise)
     if problem.intercept:
         # energies stay those about the mean, which optimality and errors are judged by
+        noise = problem.centring_error(solution.weight)
         loss, bound = solution.loss, solution.lower_bound - noise
         if problem.free_scale:
             loss = np.where((loss < 0) & (loss >= -noise), 0.0, loss)
-            bound = np.maximum(bound, 0.0)
+            bound = np.where(loss < 0, bound, np.maximum(bound, 0.0))
         bound = np.minimum(bound, loss)
         solution = replace(
             solution,
@@ -133,16 +149,18 @@ def solve(
     return replace(solution, method=method, seed=seed, wall_time=elapsed)
 
 
-def _check_energies(
-    problem: Problem, loss: np.ndarray, energy: np.ndarray, noise: np.ndarray
-) -> None:
+def _check_energies(problem: Problem, solution: Solution) -> None:
     """Refuse losses below zero by more than rounding: squares sum to no such number."""
-    if problem.free_scale and (loss < -INCONSISTENT * energy - noise).any():
-        t = int(np.argmin(loss + noise))
+    excess = solution.loss + INCONSISTENT * solution.energy
+    if problem.intercept:
+        excess += problem.centring_error(solution.weight)
+    if problem.free_scale and (excess < 0).any():
+        t = int(np.argmin(excess))
         raise ValueError(
-            f"{problem.name}: column {t}: codes of loss {loss[t]:.6g} < 0 exist, so that its "
-            f"energy {energy[t]:.6g} is too small: it is to be ΣY² over the rows that gram and "
-            "cross are sums over, no mean"
+            f"{problem.name}: column {t}: codes of loss {solution.loss[t]:.6g} < 0 exist, so that "
+            f"its energy {solution.energy[t]:.6g} is too small: it is to be ΣY² over the rows that "
+            "gram and cross are sums over, no mean; or the sums have too few digits: use "
+            "precision='double', or intercept=True where inputs have large means"
         )
 
 

@@ -271,13 +271,16 @@ def _solution(
     problem: Problem, codes: np.ndarray, scales: np.ndarray, history: list[Sweep], status: Status
 ) -> Solution:
     """State the result; no bound but zero is known for a variant."""
-    loss = np.maximum(problem.loss(codes, scales), 0.0)
+    loss = problem.loss(codes, scales)
+    size = np.abs(combine(codes, scales))
+    noise = 1e-11 * problem.energy + 1e-13 * (size * (np.abs(problem.gram) @ size)).sum(axis=0)
+    loss[(loss < 0) & (loss > -noise)] = 0.0
     return Solution(
         codes=np.ascontiguousarray(codes),
         scales=np.ascontiguousarray(scales),
         loss=loss,
         energy=problem.energy.copy(),
-        lower_bound=np.zeros_like(loss),
+        lower_bound=np.minimum(2 * loss, 0.0),
         status=status,
         bound_name="zero",
         sweeps=len(history) - 1,

@@ -79,6 +79,10 @@ def test_float16_overflow(tmp_path):
         (batches(np.ones((0, 3))), "fc: the calibration held no samples"),
         (batches(np.array([[1, np.nan]])), r"fc: full_precision inputs: nan at \(0, 1\)"),
         (batches(np.array([[-np.inf]])), r"fc: full_precision inputs: -inf at \(0, 0\)"),
+        (
+            [{FULL: np.ones((2, 2))}, {FULL: np.array([[1, 1], [1, np.nan]])}],
+            r"fc: full_precision inputs: nan at \(3, 1\)",
+        ),
         (batches(np.ones((2, 3)), np.ones((2, 4))), r"samples of shape \(4,\) after one of \(3,\)"),
         ([{FULL: np.ones((2, 3)), BINARIZED: np.ones((1, 3))}], "fc: streams differ in samples"),
         ([{FULL: np.ones((2, 3))}, {BINARIZED: np.ones((2, 3))}], "missing from the first batch"),

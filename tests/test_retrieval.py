@@ -590,7 +590,7 @@ def test_what_cannot_be_added_leaves_the_index_as_it_was(fresh, monkeypatch):
     for a, b in zip(contents(index), before, strict=True):
         np.testing.assert_array_equal(a, b)
     index.add(np.ones((1, 24)), [2**63 - 2])
-    with pytest.raises(ValueError, match="ids: none are left above"):
+    with pytest.raises(ValueError, match="ids: only 0 are left above"):
         index.add(np.ones((1, 24)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from unittest import mock
 
@@ -70,6 +71,39 @@ def test_energies_of_other_sums_are_refused_and_prove_nothing(method, rng):
         assert s.lower_bound[t] < 1.5 * s.loss[t] and not s.optimal[t]
     if method in ("auto", "exact"):
         assert (s.loss < 0).all() and s.status is not hs.Status.OPTIMAL
+
+
+@each_method
+def test_energies_a_little_short_prove_nothing_about_the_mean_either(method, rng):
+    x = np.maximum(rng.normal(size=(10, 200)) + rng.normal(size=(10, 1)), 0)
+    y = x.T @ np.sign(rng.normal(size=(10, 2)))
+    whole = hs.Problem.from_arrays(x, target=y, intercept=True)
+    s = hs.solve(replace(whole, energy=whole.energy * (1 - 1e-6)), method)
+    if method in ("auto", "exact"):
+        assert (s.loss < 0).all()
+    assert not s.optimal[s.loss < 0].any()
+
+
+@pytest.mark.parametrize("variant", [{"bases": 2}, {"scale_group": 5}])
+def test_energies_of_other_sums_are_refused_with_variants_too(variant, rng):
+    x = rng.normal(size=(10, 200))
+    y = x.T @ rng.normal(size=(10, 3))
+    energy = (y * y).sum(axis=0)
+    with pytest.raises(ValueError, match=r"column 1: codes of loss -.* its energy .* is too small"):
+        hs.solve(hs.Problem(x @ x.T, x @ y, energy * [1, 0.5, 1], **variant))
+    exact = x.T @ np.sign(rng.normal(size=(10, 2)))
+    short = hs.Problem(x @ x.T, x @ exact, (exact * exact).sum(axis=0) * (1 - 1e-6), **variant)
+    s = hs.solve(short)
+    assert (s.loss < 0).all() and not s.optimal.any() and (s.lower_bound < 1.5 * s.loss).all()
+
+
+def test_the_column_that_is_named_is_the_one_whose_energy_is_too_small():
+    """Not that of the larger loss below zero, which rounding explains."""
+    scale = np.array([1e9, 1.0])
+    gram, cross = np.eye(4), np.ones((4, 2)) * scale
+    energy = 4 * scale**2 * [1 - 1e-6, 0.9]
+    with pytest.raises(ValueError, match=r"column 1: codes of loss -0\.4 < 0 exist"):
+        hs.solve(hs.Problem(gram, cross, energy))
 
 
 @each_method

@@ -177,6 +177,26 @@ def test_inconsistent_sums_are_found():
         assert c.optimal == [False] and "0 of 1 columns proven" in str(c)
 
 
+def test_codes_below_zero_that_verify_itself_finds_are_a_violation():
+    p = hs.Problem(np.eye(4), np.ones((4, 1)), [3.0])
+    codes = [[1], [1], [1], [-1]]
+    assert hs.verify(p, codes, [0.5], require="valid").ok
+    c = hs.verify(p, codes, [0.5], require="valid", claimed_bound=[1.5])
+    assert not c.ok and "codes that lose -1 exist" in str(c)
+
+
+def test_rounding_of_the_sums_is_no_violation_and_no_proof(rng):
+    x = rng.normal(size=(10, 200))
+    y = x.T @ np.sign(rng.normal(size=(10, 2)))
+    p = hs.Problem(x @ x.T, x @ y, (y * y).sum(axis=0) * (1 - 1e-6))
+    s = hs.solve(p)
+    claims = {"claimed_loss": s.loss, "claimed_bound": s.lower_bound}
+    assert (s.loss < 0).all()
+    c = hs.verify(p, s.codes, s.scales, **claims)
+    assert c.ok and c.optimal == [False, False]
+    assert not hs.verify(p, s.codes, s.scales, require="optimal").ok
+
+
 def test_unknown_level(solved):
     p, s = solved
     with pytest.raises(ValueError, match=r"require: 'oneflip' is not one of .*'one_flip'"):

@@ -8,9 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from torch_glue.filters import LAYERS, as_rows, binary_scales, transposed_groups
+from torch_glue.own_forwards import has_own_forward
 from torch_glue.passes import batches_of, evaluating, run_batch, run_model
+
+FUNCTIONS = {
+    F.linear,
+    *(F.conv1d, F.conv2d, F.conv3d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+}
+"""What layers call with their weight and bias."""
 
 
 def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> int:
@@ -176,17 +185,37 @@ def absorb_scales(
 
 
 class _Tracer(fx.Tracer):
-    """Goes into no layer, whatever forward that has."""
+    """Goes into layers whose forward is their own."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one call."""
-        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+        if isinstance(m, LAYERS):
+            return not has_own_forward(m)
+        return super().is_leaf_module(m, module_qualified_name)
 
 
 def _is_description(node: fx.Node) -> bool:
     """Whether a use of a tensor leaves its values aside."""
     asked = node.args[1] if node.target is getattr else node.target
     return asked in ("dtype", "device", "shape", "ndim", "dim", "size")
+
+
+def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+    """The layer that a call is of: of its module, or torch's function of its weight and bias."""
+    if node.op == "call_module":
+        return str(node.target) if isinstance(modules[str(node.target)], LAYERS) else None
+    if node.target not in FUNCTIONS:
+        return None
+    weight, bias = (
+        node.args[place] if len(node.args) > place else node.kwargs.get(name)
+        for place, name in ((1, "weight"), (2, "bias"))
+    )
+    name, _, attribute = str(getattr(weight, "target", None)).rpartition(".")
+    layer = modules.get(name)
+    if attribute != "weight" or not isinstance(layer, LAYERS):
+        return None
+    expected = None if layer.bias is None else f"{name}.bias"
+    return name if getattr(bias, "target", None) == expected else None
 
 
 def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
@@ -199,31 +228,35 @@ def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
             f"the model cannot be traced ({type(error).__name__}: {error}); name what follows each "
             "layer, by followers={'conv1': 'bn1'}"
         ) from error
-    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    modules = dict(model.named_modules())
+    calls = Counter(_layer_of(node, modules) or node.target for node in nodes)
     read = {
-        str(node.target).rpartition(".")[0]
+        name
         for node in nodes
-        if node.op == "get_attr" and not all(_is_description(user) for user in node.users)
+        if node.op == "get_attr"
+        for name in [str(node.target).rpartition(".")[0]]
+        if not all(_is_description(user) or _layer_of(user, modules) == name for user in node.users)
     }
     if used := read.intersection(layers):
         raise ValueError(
-            f"{min(used)}: its weight or bias is used outside of its call, where it would change "
-            "too: leave it out of layers"
+            f"{min(used)}: its weight or bias is used in other ways than in one call of torch's, "
+            "where it would change too: leave it out of layers"
         )
     found = {}
     for node in nodes:
-        if node.op != "call_module" or node.target not in layers:
+        name = _layer_of(node, modules)
+        if name is None or name not in layers:
             continue
         users = list(node.users)
-        if len(users) != 1 or users[0].op != "call_module" or calls[node.target] > 1:
+        if len(users) != 1 or users[0].op != "call_module" or calls[name] > 1:
             takers = ", ".join(str(user) for user in users) or "nothing"
             raise ValueError(
-                f"{node.target}: its output goes to {takers}, not to one BatchNorm alone: leave it "
-                "out of layers"
+                f"{name}: its output goes to {takers}, not to one BatchNorm alone: leave it out of "
+                "layers"
             )
         if calls[users[0].target] > 1:
-            raise ValueError(f"{users[0].target}: follows more than {node.target}")
-        found[node.target] = users[0].target
+            raise ValueError(f"{users[0].target}: follows more than {name}")
+        found[name] = str(users[0].target)
     return found
 
 

@@ -26,16 +26,25 @@ def computed_otherwise(places: Mapping[str, Place], run: Callable[[], None]) -> 
     handles = []
 
     def compare(name: str, module: nn.Module) -> None:
+        given: list[Tensor | None] = []  # one for each call that is under way
+
+        def entered(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            value = args[0] if args else kwargs.get("input")
+            # a copy, since a forward may work in place
+            given.append(value.detach().clone() if isinstance(value, Tensor) else None)
+
         def left(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            if _computes_otherwise(module, args, kwargs, output):
+            more = (*args[1:], *([kwargs["output_size"]] if "output_size" in kwargs else []))
+            if _computes_otherwise(module, given.pop(), more, output):
                 found.add(name)
 
+        handles.append(module.register_forward_pre_hook(entered, with_kwargs=True))
         # before hooks of the user's, which may change the output
         handles.append(module.register_forward_hook(left, with_kwargs=True, prepend=True))
 
     try:
         for name, place in places.items():
-            if not place.watched and _has_own_forward(place.module):
+            if not place.watched and has_own_forward(place.module):
                 compare(name, place.module)
         if handles:
             run()
@@ -45,7 +54,7 @@ def computed_otherwise(places: Mapping[str, Place], run: Callable[[], None]) -> 
     return found
 
 
-def _has_own_forward(module: nn.Module) -> bool:
+def has_own_forward(module: nn.Module) -> bool:
     """Whether a layer's class, or the module itself, has another forward than torch's."""
     kind, base = type(module), _torch_class(module)
     names = ("forward", "_conv_forward")
@@ -53,19 +62,25 @@ def _has_own_forward(module: nn.Module) -> bool:
     return own or any(name in vars(module) for name in names)
 
 
-def _computes_otherwise(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> bool:
+def _computes_otherwise(module: nn.Module, inputs: Tensor | None, more: tuple, output: Any) -> bool:
     """Whether a layer's own forward gives something else than torch's, beyond rounding."""
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    if module._parameters.get("weight") is None or not given or not isinstance(output, Tensor):
-        return not isinstance(output, Tensor)
-    more = args[1:] if isinstance(module, TRANSPOSED) else ()
+    if not isinstance(output, Tensor) or inputs is None:
+        return True
+    if module._parameters.get("weight") is None:
+        return False
+    more = more if isinstance(module, TRANSPOSED) else ()
     try:
-        expected, size = (_plain_output(module, given[0], more, change) for change in (None, abs))
-        if output.shape != expected.shape:
+        plain, size, spread = (
+            _plain_output(module, inputs, more, change) for change in (None, abs, torch.square)
+        )
+        if output.shape != plain.shape:
             return True
-        # rounding in 16 bits is of the output, cancellation in 32 bits of what is summed
-        limit = 0.01 * expected.abs() + 64 * torch.finfo(torch.float32).eps * size
-        return not bool(((output.to(expected) - expected).abs() <= limit.amax()).all())
+        # rounding in 16 bits, of the output and of inputs and weights; in 32 bits of what is summed
+        limit = 0.01 * plain.abs() + 0.02 * spread.sqrt()
+        limit += 64 * torch.finfo(torch.float32).eps * size
+        differ = (output.to(plain) - plain).abs() > limit
+        # inputs that are not finite are refused later, by their place
+        return bool((differ | output.isnan())[plain.isfinite() & limit.isfinite()].any())
     except Exception:  # what torch's forward does not even take
         return bool(output.numel())
 
@@ -73,7 +88,7 @@ def _computes_otherwise(module: nn.Module, args: tuple, kwargs: dict, output: An
 def _plain_output(
     module: nn.Module, inputs: Tensor, more: tuple, change: Callable[[Tensor], Tensor] | None
 ) -> Tensor:
-    """What torch's forward gives, in float32 at least, perhaps of changed inputs and weights."""
+    """What torch's forward gives, in float32 at least, perhaps of changed inputs and parameters."""
     wide = torch.float64 if inputs.dtype == torch.float64 else torch.float32
 
     def turned(value: Tensor | None) -> Tensor | None:

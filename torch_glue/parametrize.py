@@ -150,7 +150,7 @@ def attach(
             raise ValueError(f"magnitudes: the weight of {name} holds what is not finite")
         size = as_rows(full.to(weight).abs(), groups)
         if run:
-            _check_written(name, as_rows(weight, groups), codes, alpha, size)
+            _check_written(run, result, weight, groups, codes, alpha)
         if scales == "mean" and run:
             mean = size.mean(1, keepdim=True)
             # one scale a filter is all that its mean can stand for
@@ -356,17 +356,20 @@ def _of_run(result: Any, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return _turned(rows, weight, groups), torch.from_numpy(scales.T.copy()).to(weight)
 
 
-def _check_written(name: str, rows: Tensor, codes: Tensor, alpha: Tensor, full: Tensor) -> None:
+def _check_written(
+    run: hashsolve.Run, result: Any, weight: Tensor, groups: int, codes: Tensor, alpha: Tensor
+) -> None:
     """A weight that is binary must be what the run wrote, else attaching would change it; but for
     one that was so in full precision."""
+    rows = as_rows(weight, groups)
     written = codes * alpha.repeat_interleave(codes.shape[1] // alpha.shape[1], 1)
-    known = any(
-        torch.allclose(a, b, rtol=0.01, atol=0) for a, b in ((rows, written), (rows.abs(), full))
-    )
-    if group_length(rows) > 1 and not known:
+    if group_length(rows) == 1 or torch.allclose(rows, written, rtol=0.01, atol=0):
+        return
+    before = as_rows(_magnitudes_of(run, result, weight, groups).to(rows), groups)
+    if not torch.allclose(rows.abs(), before, rtol=0.01, atol=0):
         raise ValueError(
-            f"{name}: its weight is binary, but not as the run left it (its scales were absorbed, "
-            "or it was trained): attach what it is now, by names of layers"
+            f"{result.name}: its weight is binary, but not as the run left it (its scales were "
+            "absorbed, or it was trained): attach what it is now, by names of layers"
         )
 
 

@@ -78,7 +78,8 @@ def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch:
     try:
         return forward(model, batch)
     except TypeError as error:
-        if f"{type(model).__name__}.forward() missing" not in str(error):
+        name = getattr(model.forward, "__qualname__", "forward")
+        if f"{name}() missing" not in str(error):
             raise
         raise ValueError(
             f"images: the model takes more than a batch gives ({error}); give batches that are "

@@ -89,7 +89,10 @@ class Contents:
         """Ids of vectors to add, the user's own or the next ones; a ValueError for one taken."""
         if ids is None:
             if self.next + count > NONE:
-                raise ValueError(f"ids: none are left above {self.next - 1}; give ids of your own")
+                raise ValueError(
+                    f"ids: only {NONE - self.next} are left above {self.next - 1}, for {count} "
+                    "vectors; give ids of your own"
+                )
             return np.arange(self.next, self.next + count, dtype=np.int64)
         numbers = whole_numbers(ids)
         if len(numbers) != count:

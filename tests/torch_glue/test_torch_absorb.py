@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch_support import content
 
 import torch_glue
@@ -144,7 +145,7 @@ def test_where_nothing_can_absorb_the_model_is_left_alone():
         def forward(self, x):
             return super().forward(x) + self.conv2.weight.sum()
 
-    refused("conv2: its weight or bias is used outside of its call", binary(Elsewhere()))
+    refused("conv2: its weight or bias is used in other ways", binary(Elsewhere()))
 
     class Elsewhere(Net):
         def forward(self, x):
@@ -229,3 +230,33 @@ def test_reading_a_type_and_a_forward_of_its_own_are_no_use_elsewhere():
     before = model(inputs)
     assert torch_glue.absorb_scales(model) == {"0": "1"}
     torch.testing.assert_close(model(inputs), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: F.linear(x, self.weight, self.bias) ** 2,
+        lambda self, x: F.linear(x, self.weight / self.weight.norm(), self.bias),
+        lambda self, x: F.gelu(nn.Linear.forward(self, x)),
+        lambda self, x: F.linear(x, self.weight),
+    ],
+)
+def test_a_forward_that_does_more_than_its_layer_is_refused(forward):
+    own = type("Own", (nn.Linear,), {"forward": forward})
+    model = nn.Sequential(own(4, 3), lively(nn.BatchNorm1d(3)))
+    binary(model, ["0"])
+    with pytest.raises(ValueError, match=r"^0: its (weight or bias is used in other|output goes)"):
+        torch_glue.absorb_scales(model)
+
+
+def test_a_forward_that_pads_first_is_taken():
+    class Same(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(F.pad(x, (1, 2, 1, 2)), self.weight, self.bias)
+
+    model = nn.Sequential(Same(3, 4, 4), lively(nn.BatchNorm2d(4)))
+    binary(model, ["0"])
+    images = torch.randn(5, 3, 6, 6)
+    before = model(images)
+    assert torch_glue.absorb_scales(model) == {"0": "1"}
+    torch.testing.assert_close(model(images), before, rtol=1e-5, atol=1e-5)

@@ -250,9 +250,13 @@ def test_a_model_that_needs_more_than_a_batch_gives(tmp_path):
         def forward(self, x, mask):
             return super().forward(x * mask)
 
+    class Inheriting(Two):
+        pass
+
     images = torch.ones(5, 4)
-    with pytest.raises(ValueError, match=r"images: the model takes more than a batch gives .*mask"):
-        torch_glue.binarize(Two(4, 2), images, tmp_path / "run", method="dcc")
+    for kind in (Two, Inheriting):
+        with pytest.raises(ValueError, match=r"the model takes more than a batch gives .*mask"):
+            torch_glue.binarize(kind(4, 2), images, tmp_path / "run", method="dcc")
 
 
 def test_a_model_without_values_is_refused(tmp_path):

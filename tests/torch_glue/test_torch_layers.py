@@ -364,6 +364,109 @@ def test_a_forward_of_the_module_itself_is_compared_too(tmp_path):
         torch_glue.binarize(model, torch.randn(20, 6), tmp_path, method="dcc")
 
 
+class Otherwise(nn.Linear):
+    """Whose filters but the first give something else, beside a loud one or a large bias."""
+
+    def __init__(self, act, loud, bias):
+        super().__init__(16, 8)
+        self.act = act
+        with torch.no_grad():
+            self.weight[0] *= loud
+            self.bias[0] += bias
+
+    def forward(self, x):
+        outputs = F.linear(x, self.weight, self.bias)
+        return torch.cat([outputs[:, :1], self.act(outputs[:, 1:])], 1)
+
+
+@pytest.mark.parametrize("act", [torch.abs, torch.square, torch.zeros_like])
+@pytest.mark.parametrize(("loud", "bias"), [(1, 0), (300, 0), (1, 300)])
+def test_quiet_filters_are_compared_too(tmp_path, act, loud, bias):
+    torch.manual_seed(4)
+    model = nn.Sequential(Otherwise(act, loud, bias))
+    with pytest.raises(ValueError, match="the forward of Otherwise gives another output"):
+        torch_glue.binarize(model, torch.randn(100, 16), tmp_path, method="sign")
+
+
+class Half(nn.Linear):
+    """Computed in 16 bits, whatever it is given."""
+
+    def forward(self, x):
+        outputs = F.linear(x.bfloat16(), self.weight.bfloat16(), self.bias.bfloat16())
+        return outputs.to(x.dtype)
+
+
+@pytest.mark.parametrize("mean", [0, 10])
+def test_rounding_in_16_bits_is_no_other_output(tmp_path, mean):
+    torch.manual_seed(5)
+    model = nn.Sequential(Half(256, 64))
+    torch_glue.binarize(model, torch.randn(500, 256) + mean, tmp_path, method="sign")
+
+
+def test_cancellation_is_no_other_output(tmp_path):
+    class Backwards(nn.Linear):
+        def forward(self, x):
+            return F.linear(x.flip(-1), self.weight.flip(-1), self.bias)
+
+    torch.manual_seed(6)
+    model = nn.Sequential(Backwards(512, 16))
+    with torch.no_grad():  # what is summed is large, the sums are not
+        model[0].weight.copy_(1 + 1e-3 * torch.randn(16, 512))
+    images = torch.randn(100, 512)
+    images -= images.mean(1, keepdim=True)
+    torch_glue.binarize(model, images * 1e3, tmp_path, method="sign")
+
+
+def test_a_forward_that_works_in_place_is_refused(tmp_path):
+    class Rectifying(nn.Linear):
+        def forward(self, x):
+            return F.linear(F.relu_(x), self.weight, self.bias)
+
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(6, 8), Rectifying(8, 5))
+    with pytest.raises(ValueError, match="layer 1: the forward of Rectifying gives another"):
+        torch_glue.binarize(model, torch.randn(50, 6), tmp_path, method="sign")
+
+
+class Named(nn.Module):
+    """Calls its layer with inputs by whatever name."""
+
+    def __init__(self, layer, call):
+        super().__init__()
+        self.layer, self.call = layer, call
+
+    def forward(self, images):
+        return self.call(self.layer, images)
+
+
+def test_inputs_by_another_name_are_refused_and_output_sizes_taken(tmp_path):
+    class Second(nn.Linear):
+        def forward(self, x=None, y=None):
+            return super().forward(y if x is None else x)
+
+    for number, call in enumerate(
+        [lambda layer, images: layer(x=images), lambda layer, images: layer(None, images)]
+    ):
+        with pytest.raises(ValueError, match="layer: the forward of Second gives another"):
+            torch_glue.binarize(
+                Named(Second(6, 5), call), torch.randn(50, 6), tmp_path / str(number)
+            )
+
+    class Sized(nn.ConvTranspose2d):
+        def forward(self, x, output_size=None):
+            return super().forward(x, output_size)
+
+    model = Named(Sized(3, 4, 3, stride=2), lambda layer, images: layer(images, output_size=[8, 8]))
+    torch_glue.binarize(model, torch.randn(6, 3, 3, 3), tmp_path / "sized", method="sign")
+
+
+def test_nan_is_named_before_forwards_are_judged(tmp_path):
+    images = torch.randn(50, 6)
+    images[3, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"nan at \(3, 2\)"):
+        torch_glue.binarize(nn.Sequential(Logging(6, 5)), images, tmp_path, method="sign")
+
+
 class Casting(nn.Linear):
     """As mixed precision has it, with an argument that it leaves aside."""
 

@@ -795,15 +795,19 @@ def test_a_run_whose_scales_are_elsewhere_by_now_is_not_attached(tmp_path):
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
     full, images = copy.deepcopy(model), torch.randn(100, 8)
-    run = torch_glue.binarize(model, images, tmp_path, skip=["3"], method="dcc")
+    run = torch_glue.binarize(model, images, tmp_path / "run", skip=["3"], method="dcc")
     torch_glue.attach(copy.deepcopy(full), run)  # in full precision
     with torch.no_grad():
         full[0].weight.copy_(0.3 * full[0].weight.sign())
-    torch_glue.attach(copy.deepcopy(full), run, magnitudes=full)  # so, too
+    other = copy.deepcopy(full)
+    constant = torch_glue.binarize(other, images, tmp_path / "other", skip=["3"], method="dcc")
+    torch_glue.attach(copy.deepcopy(full), constant, magnitudes=full)  # so, too
     torch_glue.attach(copy.deepcopy(model).half(), run)
     before = model(images)
     torch_glue.absorb_scales(model)
     with pytest.raises(ValueError, match="0: its weight is binary, but not as the run left it"):
         torch_glue.attach(model, run)
+    with pytest.raises(ValueError, match="0: its weight is binary, but not as the run left it"):
+        torch_glue.attach(model, run, magnitudes=model)
     torch_glue.attach(model, ["0"])
     torch.testing.assert_close(model(images), before)
