@@ -26,7 +26,7 @@ from hashsolve.variants import solve_variant
 CHECKPOINTED = ("exact", "auto")
 """Methods that search long enough to keep a checkpoint."""
 INCONSISTENT = 1e-4
-"""By more of its energy no column's loss is below zero by rounding, not of float32 either."""
+"""By more of its energy no column's loss is below zero by rounding, unless its sums cancel."""
 
 
 def solve(

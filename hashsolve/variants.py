@@ -63,13 +63,12 @@ def solve_variant(
 def _better(a: Solution, b: Solution) -> Solution:
     """Column by column the one with the smaller loss; ``b``, with its history, elsewhere."""
     keep = a.loss < b.loss
-    codes, scales, loss = (
-        np.where(keep, getattr(a, name), getattr(b, name)) for name in ("codes", "scales", "loss")
-    )
+    names = ("codes", "scales", "loss", "lower_bound")
+    columns = {name: np.where(keep, getattr(a, name), getattr(b, name)) for name in names}
     history = b.history
     if keep.any():
-        history = (*history, Sweep(float(loss.sum()), 0))
-    return replace(b, codes=codes, scales=scales, loss=loss, history=history)
+        history = (*history, Sweep(float(columns["loss"].sum()), 0))
+    return replace(b, **columns, history=history)
 
 
 def solve_bases(

@@ -549,3 +549,16 @@ def test_what_a_constant_accounts_for_is_refused(rng):
         hs.Problem.from_arrays(x, target=np.full((50, 2), 3.0), intercept=True)
     with pytest.raises(ValueError, match="intercept: must be True or False, got 'no'"):
         hs.Problem.from_arrays(x, w, intercept="no")
+
+
+def test_bounds_are_of_the_codes_that_are_kept(rng):
+    """Energies a little short: what the better of two starts leaves below zero is not proven."""
+    x = rng.normal(size=(8, 100))
+    first, second = (np.sign(rng.normal(size=(8, 24))) for _ in range(2))
+    y = x.T @ (2 * first + second * rng.uniform(0.3, 2, size=24))
+    p = hs.Problem(x @ x.T, x @ y, (y * y).sum(axis=0) * (1 - 1e-6), bases=2)
+    s = hs.solve(p, "one_flip", "fast")
+    below = s.loss < 0
+    assert below.any() and (s.lower_bound <= s.loss).all() and not s.optimal[below].any()
+    claims = {"claimed_loss": s.loss, "claimed_bound": s.lower_bound}
+    assert hs.verify(p, s.codes, s.scales, require="valid", **claims).ok

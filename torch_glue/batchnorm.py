@@ -14,12 +14,22 @@ from torch_glue.filters import LAYERS, as_rows, binary_scales, transposed_groups
 from torch_glue.own_forwards import has_own_forward
 from torch_glue.passes import batches_of, evaluating, run_batch, run_model
 
-FUNCTIONS = {
-    F.linear,
-    *(F.conv1d, F.conv2d, F.conv3d),
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+FUNCTIONS: dict[Any, Any] = {
+    F.linear: nn.Linear,
+    F.conv1d: nn.Conv1d,
+    F.conv2d: nn.Conv2d,
+    F.conv3d: nn.Conv3d,
+    F.conv_transpose1d: nn.ConvTranspose1d,
+    F.conv_transpose2d: nn.ConvTranspose2d,
+    F.conv_transpose3d: nn.ConvTranspose3d,
 }
 """What layers call with their weight and bias."""
+
+
+_LEAVE = (
+    "leave it out of layers; or name the BatchNorm, by followers, if all that it does with weight "
+    "and bias is linear and goes there"
+)
 
 
 def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> int:
@@ -136,8 +146,9 @@ def absorb_scales(
     Raises
     ------
     ValueError
-        Where no layer is binary, or one's output goes to anything but one BatchNorm with running
-        statistics; the model is then as before.
+        Where no layer is binary, one's output goes to anything but one BatchNorm with running
+        statistics, or its own forward uses its weight or bias in other ways than in one call of
+        torch's; the model is then as before.
 
     Examples
     --------
@@ -185,12 +196,16 @@ def absorb_scales(
 
 
 class _Tracer(fx.Tracer):
-    """Goes into layers whose forward is their own."""
+    """Goes into layers of those that are asked about whose forward is their own."""
+
+    def __init__(self, asked: set[nn.Module]):
+        super().__init__()
+        self.asked = asked
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one call."""
         if isinstance(m, LAYERS):
-            return not has_own_forward(m)
+            return m not in self.asked or not has_own_forward(m)
         return super().is_leaf_module(m, module_qualified_name)
 
 
@@ -212,7 +227,7 @@ def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
     )
     name, _, attribute = str(getattr(weight, "target", None)).rpartition(".")
     layer = modules.get(name)
-    if attribute != "weight" or not isinstance(layer, LAYERS):
+    if attribute != "weight" or not isinstance(layer, FUNCTIONS[node.target]):
         return None
     expected = None if layer.bias is None else f"{name}.bias"
     return name if getattr(bias, "target", None) == expected else None
@@ -220,16 +235,20 @@ def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
 
 def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
     """The BatchNorm that alone takes the output of each layer, by tracing."""
+    modules = dict(model.named_modules())
     try:
         with evaluating(model):  # what follows may depend on the mode
-            nodes = _Tracer().trace(model).nodes
+            nodes = _Tracer({modules[name] for name in layers}).trace(model).nodes
     except Exception as error:  # tracing runs the model's own code on stand-ins
         raise ValueError(
             f"the model cannot be traced ({type(error).__name__}: {error}); name what follows each "
             "layer, by followers={'conv1': 'bn1'}"
         ) from error
-    modules = dict(model.named_modules())
-    calls = Counter(_layer_of(node, modules) or node.target for node in nodes)
+    calls = Counter(
+        name or node.target
+        for node in nodes
+        if (name := _layer_of(node, modules)) or node.op == "call_module"
+    )
     read = {
         name
         for node in nodes
@@ -240,7 +259,7 @@ def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
     if used := read.intersection(layers):
         raise ValueError(
             f"{min(used)}: its weight or bias is used in other ways than in one call of torch's, "
-            "where it would change too: leave it out of layers"
+            f"where it would change too: {_LEAVE}"
         )
     found = {}
     for node in nodes:
@@ -251,8 +270,7 @@ def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
         if len(users) != 1 or users[0].op != "call_module" or calls[name] > 1:
             takers = ", ".join(str(user) for user in users) or "nothing"
             raise ValueError(
-                f"{name}: its output goes to {takers}, not to one BatchNorm alone: leave it out of "
-                "layers"
+                f"{name}: its output goes to {takers}, not to one BatchNorm alone: {_LEAVE}"
             )
         if calls[users[0].target] > 1:
             raise ValueError(f"{users[0].target}: follows more than {name}")

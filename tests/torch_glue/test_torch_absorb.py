@@ -260,3 +260,42 @@ def test_a_forward_that_pads_first_is_taken():
     before = model(images)
     assert torch_glue.absorb_scales(model) == {"0": "1"}
     torch.testing.assert_close(model(images), before, rtol=1e-5, atol=1e-5)
+
+
+def test_names_of_layers_may_be_those_of_arguments_and_methods():
+    class Names(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.output, self.input = nn.Linear(4, 3), lively(nn.BatchNorm1d(3))
+            self.squeeze, self.bn = nn.Linear(3, 3), lively(nn.BatchNorm1d(3))
+
+        def forward(self, input):
+            return self.bn(self.squeeze(self.input(self.output(input.squeeze(-1)))))
+
+    model = binary(Names(), ["output", "squeeze"])
+    inputs = torch.randn(6, 4, 1)
+    before = model(inputs)
+    assert torch_glue.absorb_scales(model) == {"output": "input", "squeeze": "bn"}
+    torch.testing.assert_close(model(inputs), before, rtol=1e-5, atol=1e-5)
+
+
+def test_filters_on_the_other_axis_are_no_call_of_the_layer():
+    class Turned(nn.Conv2d):
+        def forward(self, x):
+            return F.conv_transpose2d(x, self.weight)
+
+    model = nn.Sequential(Turned(4, 4, 3, bias=False), lively(nn.BatchNorm2d(4)))
+    binary(model, ["0"])
+    with pytest.raises(ValueError, match="0: its weight or bias is used in other ways"):
+        torch_glue.absorb_scales(model)
+
+
+def test_what_cannot_be_traced_disturbs_no_other_layer():
+    class Same(nn.Conv2d):
+        def forward(self, x):
+            missing = -x.size(-1) % 4
+            return super().forward(F.pad(x, (0, missing)) if missing > 0 else x)
+
+    model = nn.Sequential(Same(3, 4, 1), nn.Conv2d(4, 4, 1), lively(nn.BatchNorm2d(4)))
+    binary(model, ["1"])
+    assert torch_glue.absorb_scales(model, ["1"]) == {"1": "2"}

@@ -388,6 +388,34 @@ def test_quiet_filters_are_compared_too(tmp_path, act, loud, bias):
         torch_glue.binarize(model, torch.randn(100, 16), tmp_path, method="sign")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_forwards_are_compared_under_autocast_too(tmp_path, dtype, size):
+    class Cast(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            with torch.autocast("cpu", dtype):
+                return self.layer(x).float()
+
+    torch.manual_seed(8)
+    images = size * torch.randn(100, 16)
+    torch_glue.binarize(Cast(Logging(16, 8)), images, tmp_path / "a", method="sign")
+    with pytest.raises(ValueError, match="the forward of Otherwise gives another output"):
+        torch_glue.binarize(Cast(Otherwise(torch.abs, 1, 0)), images, tmp_path / "b", method="sign")
+
+
+def test_a_large_bias_of_its_own_hides_no_filter(tmp_path):
+    torch.manual_seed(9)
+    model = nn.Sequential(Louder(64, 5))
+    with torch.no_grad():
+        model[0].bias += 30
+    with pytest.raises(ValueError, match="the forward of Louder gives another output"):
+        torch_glue.binarize(model, torch.randn(100, 64), tmp_path, method="sign")
+
+
 class Half(nn.Linear):
     """Computed in 16 bits, whatever it is given."""
 

@@ -4,6 +4,7 @@
 import copy
 import io
 import re
+import shutil
 
 import h5py
 import numpy as np
@@ -809,5 +810,8 @@ def test_a_run_whose_scales_are_elsewhere_by_now_is_not_attached(tmp_path):
         torch_glue.attach(model, run)
     with pytest.raises(ValueError, match="0: its weight is binary, but not as the run left it"):
         torch_glue.attach(model, run, magnitudes=model)
+    shutil.rmtree(tmp_path / "run" / "layers")
+    with pytest.raises(ValueError, match="0: its weight is binary, but not as the run left it"):
+        torch_glue.attach(model, run, magnitudes=full)
     torch_glue.attach(model, ["0"])
     torch.testing.assert_close(model(images), before)
