@@ -142,7 +142,8 @@ def verify(
         return Certificate(require, *shape, [], [], [], "", [], [], violations)
     codes = np.asarray(codes).astype(np.int8)
     scales = np.asarray(scales, dtype=float)
-    centring = problem.centring_error(combine(codes, scales))
+    weight = combine(codes, scales)
+    centring = problem.centring_error(weight)
     violations += _intercept(problem, codes, scales, intercept)
     problem = problem.centred()
     energy = problem.energy
@@ -150,9 +151,7 @@ def verify(
     unit = np.maximum(energy, np.abs(loss))
     tolerance = TOLERANCE * unit
     # large scales on codes that all but cancel: then the rounding of the sums themselves shows
-    magnitude = np.abs(combine(codes, scales))
-    size = np.einsum("st,st->t", magnitude, np.abs(problem.gram) @ magnitude)
-    slack = tolerance + 1e-13 * size + centring
+    slack = tolerance + problem.rounding(weight) + centring
     if claimed_loss is not None:
         claimed = _claim(claimed_loss, loss, "claimed loss", violations)
         for bad in np.flatnonzero(~(np.abs(claimed - loss) <= slack)):
@@ -243,7 +242,8 @@ def _refuted(
         return []
     best = loss[columns]
     if problem.select(columns).energy.any() or not problem.free_scale:
-        found = solve_sums(problem.select(columns), "auto", "fast", init=codes[..., columns])
+        start, control = codes[..., columns], Control("fast")
+        found = solve_sums(problem.select(columns), "auto", start, control)
         best = np.minimum(best, found.loss)
     return [
         f"column {t}: claims that nothing loses less than {claimed[t]:.9g}, but codes that lose "
@@ -272,7 +272,8 @@ def _prove(
     """A better bound for one column by exact search; what stands against its optimality, if any."""
     if loss - bound <= tolerance:
         return bound, ""
-    found = solve_sums(problem.select([t]), "exact", "thorough", init=codes[:, t : t + 1])
+    start, control = codes[:, t : t + 1], Control("thorough")
+    found = solve_sums(problem.select([t]), "exact", start, control)
     bound = max(bound, float(found.lower_bound[0]))
     if found.loss[0] < loss - tolerance:
         return bound, f"not optimal: codes with loss {found.loss[0]:.9g} < {loss:.9g} exist"

@@ -296,6 +296,11 @@ class Problem:
         explained = (np.abs(self.input_sum) @ np.abs(weight)) ** 2 / self.row_weight
         return 1e-13 * (self.energy + explained)
 
+    def rounding(self, weight: np.ndarray) -> np.ndarray:
+        """What rounding of the sums can do to the loss of weights (S, T), (T,)."""
+        size = np.abs(weight)
+        return 1e-13 * np.einsum("st,st->t", size, np.abs(self.gram) @ size)
+
     def intercepts(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """The best constant of each column beside these codes and scales.
 

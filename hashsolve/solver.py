@@ -89,25 +89,6 @@ def solve(
     >>> bool((bwnh.loss <= bwn.loss).all()), bwnh.status.name
     (True, 'FIXPOINT')
     """
-    solution = solve_sums(
-        problem, method, effort, seed, time_limit, init, callback, threads, checkpoint
-    )
-    _check_energies(problem, solution)
-    return solution
-
-
-def solve_sums(
-    problem: Problem,
-    method: str,
-    effort: str,
-    seed: int = 0,
-    time_limit: float | None = None,
-    init: Any = None,
-    callback: Callable[[Sweep], Any] | None = None,
-    threads: int | None = None,
-    checkpoint: str | PathLike | None = None,
-) -> Solution:
-    """`solve` for sums that no arrays may have: energies too small give losses below zero."""
     if not isinstance(problem, Problem):
         raise ValueError(f"problem: expected a hashsolve.Problem, got a {type(problem).__name__}")
     checks.choice(method, "method", METHODS)
@@ -122,9 +103,17 @@ def solve_sums(
     if checkpoint is not None and (problem.bases > 1 or problem.scale_group is not None):
         raise ValueError("checkpoint: not for problems with bases or scale_group, which alternate")
     begun = time.perf_counter()
+    control = Control(effort, seed, time_limit, callback, threads, checkpoint)
+    solution = solve_sums(problem, method, init, control)
+    _check_energies(problem, solution)
+    elapsed = time.perf_counter() - begun
+    return replace(solution, method=method, seed=seed, wall_time=elapsed)
+
+
+def solve_sums(problem: Problem, method: str, init: Any, control: Control) -> Solution:
+    """`solve` for sums that no arrays may have: energies too small give losses below zero."""
     plain = problem.centred()
     start = None if init is None else _start(init, problem)
-    control = Control(effort, seed, time_limit, callback, threads, checkpoint)
     with one_blas_thread(), control:
         if plain.bases > 1 or plain.scale_group is not None:
             solution = solve_variant(plain, method, start, _solve, control)
@@ -145,15 +134,13 @@ def solve_sums(
             lower_bound=bound,
             status=_honest(solution.status, loss, bound, solution.energy),
         )
-    elapsed = time.perf_counter() - begun
-    return replace(solution, method=method, seed=seed, wall_time=elapsed)
+    return solution
 
 
 def _check_energies(problem: Problem, solution: Solution) -> None:
     """Refuse losses below zero by more than rounding: squares sum to no such number."""
     excess = solution.loss + INCONSISTENT * solution.energy
-    if problem.intercept:
-        excess += problem.centring_error(solution.weight)
+    excess += problem.centring_error(solution.weight)
     if problem.free_scale and (excess < 0).any():
         t = int(np.argmin(excess))
         raise ValueError(

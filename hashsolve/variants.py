@@ -271,8 +271,7 @@ def _solution(
 ) -> Solution:
     """State the result; no bound but zero is known for a variant."""
     loss = problem.loss(codes, scales)
-    size = np.abs(combine(codes, scales))
-    noise = 1e-11 * problem.energy + 1e-13 * (size * (np.abs(problem.gram) @ size)).sum(axis=0)
+    noise = 1e-11 * problem.energy + problem.rounding(combine(codes, scales))
     loss[(loss < 0) & (loss > -noise)] = 0.0
     return Solution(
         codes=np.ascontiguousarray(codes),

@@ -4,7 +4,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch_glue.batchnorm import absorb_scales as absorb_scales
+    from torch_glue.absorbing import absorb_scales as absorb_scales
     from torch_glue.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
     from torch_glue.binarizing import binarize as binarize
     from torch_glue.checkpoint import load_packed as load_packed
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "TorchNetwork": "network",
-    "absorb_scales": "batchnorm",
+    "absorb_scales": "absorbing",
     "attach": "parametrize",
     "binarize": "binarizing",
     "detach": "parametrize",

@@ -38,6 +38,9 @@ from torch_glue.resuming import (
 from torch_glue.training import (
     cross_entropy,
     distance,
+    epoch_length,
+    evaluated,
+    mean_loss,
     parameter_groups,
     run_teacher,
     seeded_batches,
@@ -242,7 +245,7 @@ def finetune(
     _check_objects(model, layers, hardening, loader, recalibrate, checkpoint)
     with random_state_kept():
         first = itertools.islice(seeded_batches(loader, seed, 0), PROBE if evaluate is None else 0)
-        probe, per_epoch = list(first), _length(loader)
+        probe, per_epoch = list(first), epoch_length(loader)
     steps = epochs * per_epoch
     rates = {"latents": lr, "scales": scale_lr, "other": other_lr}
     groups = parameter_groups(model, rates, weight_decay)
@@ -256,8 +259,8 @@ def finetune(
     def judge() -> tuple[float, dict[str, float]]:
         with evaluating(model):
             if evaluate is None:
-                return -_mean_loss(model, criterion, probe), {}
-            return _evaluated(evaluate(model))
+                return -mean_loss(model, criterion, probe), {}
+            return evaluated(evaluate(model))
 
     def train_epoch(epoch: int) -> float:
         total, count = 0.0, 0
@@ -395,31 +398,3 @@ def _check_objects(
         batches_of(recalibrate)
     if checkpoint is not None:
         check_target(checkpoint, "checkpoint")
-
-
-def _length(loader: Any) -> int:
-    """Batches in an epoch."""
-    try:
-        length = len(loader)
-    except TypeError:
-        length = sum(1 for _ in loader)
-    if not length:
-        raise ValueError("loader: it holds no batches")
-    return length
-
-
-def _mean_loss(
-    model: nn.Module, criterion: Callable[[Any, Any], Tensor], batches: list[Any]
-) -> float:
-    parts = [to_device(batch, model) for batch in batches]
-    losses = [criterion(run_model(run_batch, model, part), part) for part in parts]
-    return float(torch.stack(losses).double().mean())
-
-
-def _evaluated(found: float | dict[str, float]) -> tuple[float, dict[str, float]]:
-    """The score, and all that an evaluation said."""
-    found = found if isinstance(found, dict) else {"score": found}
-    if not found:
-        raise ValueError("evaluate: it gave an empty dict; the first number is the score")
-    measures = {name: float(value) for name, value in found.items()}
-    return next(iter(measures.values())), measures

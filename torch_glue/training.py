@@ -1,16 +1,16 @@
-"""What a training loop needs beside the model: groups, schedule, seeded batches, distillation."""
+"""What a training loop needs beside the model: groups, schedule, batches, losses and scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torch_glue.binary_weight import attached
-from torch_glue.passes import evaluating, run_batch, run_model
+from torch_glue.passes import evaluating, run_batch, run_model, to_device
 
 HARDNESS = (2.0, 60.0)  # of codes that harden: of a mean latent 0.96 at first; nearly all 1 then
 
@@ -141,3 +141,32 @@ def seeded_batches(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any
         if set_epoch := getattr(holder, "set_epoch", None):  # DistributedSampler and its like
             set_epoch(epoch)
     return iter(loader)
+
+
+def epoch_length(loader: Any) -> int:
+    """Batches in an epoch."""
+    try:
+        length = len(loader)
+    except TypeError:
+        length = sum(1 for _ in loader)
+    if not length:
+        raise ValueError("loader: it holds no batches")
+    return length
+
+
+def mean_loss(
+    model: nn.Module, criterion: Callable[[Any, Any], Tensor], batches: list[Any]
+) -> float:
+    """Over whole batches, in the model's present mode."""
+    parts = [to_device(batch, model) for batch in batches]
+    losses = [criterion(run_model(run_batch, model, part), part) for part in parts]
+    return float(torch.stack(losses).double().mean())
+
+
+def evaluated(found: float | dict[str, float]) -> tuple[float, dict[str, float]]:
+    """The score, and all that an evaluation said."""
+    found = found if isinstance(found, dict) else {"score": found}
+    if not found:
+        raise ValueError("evaluate: it gave an empty dict; the first number is the score")
+    measures = {name: float(value) for name, value in found.items()}
+    return next(iter(measures.values())), measures
