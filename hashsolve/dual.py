@@ -30,6 +30,9 @@ Array = NDArray[np.float64]
 
 UNIT_ROUNDOFF = 2.0**-53
 _COLUMNS = 64  # of a Hessian, computed at a time
+_SHORTEST = 1e-4
+"""Of a Newton step. Those that gain anything are a hundredth at least; where no diagonal of sum
+zero makes a Gram matrix of too low a rank definite, none does, and each try is a factorisation."""
 
 
 class Folded:
@@ -193,7 +196,7 @@ def improve_diagonal(
         if not np.isfinite(slope):  # a Gram matrix of (nearly) nothing
             break
         length = 1.0
-        while length > 1e-8:
+        while length > _SHORTEST:
             trial = diagonal + length * direction
             trial_factor = factorise(gram, trial)
             if trial_factor is not None:

@@ -270,6 +270,23 @@ def test_newton_stops_at_its_target():
     assert abs(far.sum()) < 1e-9 * np.abs(far).sum()
 
 
+def test_newton_gives_up_where_no_diagonal_can_prove_anything(rng, monkeypatch):
+    """Half as many rows as inputs: sixty steps of 25 tries each gained nothing before."""
+    x = np.maximum(rng.normal(size=(200, 100)), 0.0)
+    instance = instances.Instance.of(hs.Problem.from_arrays(x, rng.normal(size=(200, 1))))
+    tried = []
+
+    def counted(gram, diagonal):
+        tried.append(1)
+        return factorise(gram, diagonal)
+
+    monkeypatch.setattr("hashsolve.dual.factorise", counted)
+    with Control() as control:
+        diagonals = bounds.dual_diagonals(instance, control)
+        assert len(tried) < 30
+        assert bounds.dual_bounds(instance, control, diagonals)[0] == 0.0
+
+
 @pytest.mark.parametrize("gram", [np.ones((4, 4)) - np.eye(4), np.zeros((4, 4)), -np.eye(4)])
 def test_the_start_is_inside_the_cone(gram):
     """For programmes with a zero diagonal, too."""
