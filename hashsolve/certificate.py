@@ -14,6 +14,7 @@ from hashsolve.instance import Instance
 from hashsolve.levels import LEVELS, highest_local, local_levels
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
+from hashsolve.solution import sound_bound
 from hashsolve.solver import INCONSISTENT, solve_sums
 
 TOLERANCE = 1e-9  # share of a column's energy that a loss may be improved by or be off
@@ -161,9 +162,7 @@ def verify(
     if problem.free_scale:
         for bad in np.flatnonzero(loss < -INCONSISTENT * energy - slack):
             violations.append(f"column {bad}: loss {loss[bad]:.6g} < 0: the energies are too small")
-        bound = np.maximum(bound, 0.0)
-        # rounded sums, as those of float32, are off by as much: no proof is closer
-        bound = np.where(loss < -slack, np.minimum(bound, 2 * loss), bound)
+        bound = sound_bound(np.maximum(bound, 0.0), loss, energy)
     for bad in np.flatnonzero(loss < bound - slack):
         violations.append(f"column {bad}: loss {loss[bad]:.9g} is below the bound {bound[bad]:.9g}")
     unconfirmed = []
@@ -173,7 +172,7 @@ def verify(
         violations += _refuted(problem, codes, loss, slack, claimed, unconfirmed)
     wanted = LEVELS.index(require)
     level = []
-    levels = local_levels(problem, codes, scales, loss, tolerance, require)
+    levels = local_levels(problem, codes, scales, loss, slack, require)
     for t, (reached, why) in enumerate(levels):
         sound = loss[t] >= bound[t] - slack[t]
         if reached == wanted - 1 and require == "optimal" and sound:

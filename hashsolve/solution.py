@@ -61,6 +61,12 @@ def proven(loss: np.ndarray, bound: np.ndarray, energy: np.ndarray) -> np.ndarra
     return loss - bound <= OPTIMAL_TOLERANCE * np.maximum(np.abs(energy), np.abs(loss))
 
 
+def sound_bound(bound: np.ndarray, loss: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """A bound (T,) on sums of squares, given losses as they were computed: where one is below zero,
+    the sums are off by as much, and no proof is closer."""
+    return np.where(loss < -OPTIMAL_TOLERANCE * energy, np.minimum(bound, 2 * loss), bound)
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """Codes and scales with their loss, and a bound on the best possible loss.

@@ -18,7 +18,7 @@ from hashsolve.methods import METHODS, Method
 from hashsolve.methods.outcome import Outcome
 from hashsolve.methods.restarts import better, restarted
 from hashsolve.problem import Problem
-from hashsolve.solution import Solution, Status, Sweep, proven
+from hashsolve.solution import Solution, Status, Sweep, proven, sound_bound
 from hashsolve.state import State
 from hashsolve.threads import one_blas_thread
 from hashsolve.variants import solve_variant
@@ -124,8 +124,9 @@ def solve_sums(problem: Problem, method: str, init: Any, control: Control) -> So
         noise = problem.centring_error(solution.weight)
         loss, bound = solution.loss, solution.lower_bound - noise
         if problem.free_scale:
+            computed = np.minimum(loss, solution.lower_bound / 2)  # below zero where it was clipped
+            bound = sound_bound(np.maximum(bound, 0.0), computed, solution.energy)
             loss = np.where((loss < 0) & (loss >= -noise), 0.0, loss)
-            bound = np.where(loss < 0, bound, np.maximum(bound, 0.0))
         bound = np.minimum(bound, loss)
         solution = replace(
             solution,
@@ -147,7 +148,7 @@ def _check_energies(problem: Problem, solution: Solution) -> None:
             f"{problem.name}: column {t}: codes of loss {solution.loss[t]:.6g} < 0 exist, so that "
             f"its energy {solution.energy[t]:.6g} is too small: it is to be ΣY² over the rows that "
             "gram and cross are sums over, no mean; or the sums have too few digits: use "
-            "precision='double', or intercept=True where inputs have large means"
+            "precision='double'"
         )
 
 
@@ -166,6 +167,7 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
     size = outcome.scales**2 * sum(np.abs(row).sum() for row in instance.gram)
     size += outcome.scales * np.abs(instance.cross).sum(axis=1)
     noise = 1e-11 * np.abs(instance.energy) + 1e-13 * size
+    computed = loss.copy()
     if instance.free:
         loss[(loss < 0) & (loss > -noise)] = 0.0  # more would show inconsistent sums
     bound, bound_name = outcome.bound, outcome.bound_name
@@ -178,8 +180,8 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
             f"{bound[t]:.6g}: a defect of the bound, or sums that no inputs can have"
         )
     bound = np.minimum(bound, loss)
-    if instance.free:  # sums are off by as much as the loss is below zero: no proof is closer
-        bound = np.where(loss < 0, 2 * loss, bound)
+    if instance.free:
+        bound = sound_bound(bound, computed, instance.energy)
     unit = instance.loss_unit
     return Solution(
         codes=instance.restore(state.codes),

@@ -13,7 +13,7 @@ from hashsolve.instance import Instance, signs
 from hashsolve.kernels.group_dcc import group_dcc_sweep
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
-from hashsolve.solution import Solution, Status, Sweep
+from hashsolve.solution import Solution, Status, Sweep, sound_bound
 
 _ROUNDS = 50  # of an alternation that usually settles within ten
 _SETTLED = 1e-9  # share of the loss by which a round must lower it
@@ -107,7 +107,7 @@ def solve_bases(
         if control.stop or method == "sign":
             status = control.stop or Status.DONE
             break
-        if history[-1].loss >= history[-2].loss * (1 - _SETTLED):
+        if not _lower(history[-1].loss, history[-2].loss, float(problem.energy.sum())):
             status = Status.FIXPOINT
             break
     return _solution(problem, codes, scales, history, status)
@@ -206,13 +206,19 @@ def _group_round(
         t = order[i]
         best = _group_scales(gram, cross[t : t + 1], found, scales.shape[1])
         found, best = _canonical(found, best, _share(problem))
-        if loss(t, found[0], best[0]) < (1 - _SETTLED) * loss(t, codes[t], scales[t]):
+        before = loss(t, codes[t], scales[t])
+        if _lower(loss(t, found[0], best[0]), before, problem.energy[t]):
             flips += int((found[0] != codes[t]).sum())
             codes[t], scales[t] = found[0], best[0]
             improved.append(t)
 
     control.each(improve, len(order), finish)
     return np.array(improved, dtype=int), flips
+
+
+def _lower(loss: float, before: float, energy: float) -> bool:
+    """Whether a round has lowered a loss, which may be nothing but rounding, and below zero."""
+    return before - loss > _SETTLED * abs(before) + 1e-12 * energy
 
 
 def _weights(problem: Problem) -> np.ndarray:
@@ -271,6 +277,7 @@ def _solution(
 ) -> Solution:
     """State the result; no bound but zero is known for a variant."""
     loss = problem.loss(codes, scales)
+    bound = sound_bound(np.zeros_like(loss), loss, problem.energy)
     noise = 1e-11 * problem.energy + problem.rounding(combine(codes, scales))
     loss[(loss < 0) & (loss > -noise)] = 0.0
     return Solution(
@@ -278,7 +285,7 @@ def _solution(
         scales=np.ascontiguousarray(scales),
         loss=loss,
         energy=problem.energy.copy(),
-        lower_bound=np.minimum(2 * loss, 0.0),
+        lower_bound=np.minimum(bound, loss),
         status=status,
         bound_name="zero",
         sweeps=len(history) - 1,

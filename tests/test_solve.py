@@ -95,6 +95,36 @@ def test_energies_of_other_sums_are_refused_with_variants_too(variant, rng):
     short = hs.Problem(x @ x.T, x @ exact, (exact * exact).sum(axis=0) * (1 - 1e-6), **variant)
     s = hs.solve(short)
     assert (s.loss < 0).all() and not s.optimal.any() and (s.lower_bound < 1.5 * s.loss).all()
+    assert s.status is hs.Status.FIXPOINT
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "one_flip"])
+def test_a_loss_that_is_all_rounding_is_not_proven(method, rng):
+    """Inputs far from zero, and targets that take no notice of that: the sums are noise."""
+    noisy = 0
+    for _ in range(10):
+        x = 1e7 + rng.normal(size=(8, 500))
+        w = np.sign(rng.normal(size=(8, 3))) * rng.uniform(0.8, 1.2, size=(8, 3))
+        p = hs.Problem.from_arrays(x, target=x.T @ (w - w.mean(axis=0)), intercept=True)
+        s = hs.solve(p, method)
+        wrong = s.loss == 0
+        noisy += int(wrong.sum())
+        assert not s.optimal[wrong].any()
+        assert not any(np.array(hs.verify(p, s.codes, s.scales, require="valid").optimal)[wrong])
+    assert noisy
+
+
+def test_sums_that_cancel_pass_their_own_check():
+    """What `verify` holds scales and flips to is rounded as the loss is."""
+    rng = np.random.default_rng(17)
+    for mean in (1e5, 1e6):
+        for _ in range(10):
+            x = mean + rng.normal(size=(12, 1000))
+            w = np.ones((12, 1))
+            w[6:] = -1
+            p = hs.Problem.from_arrays(x, w)
+            s = hs.solve(p, "one_flip")
+            assert hs.verify(p, s.codes, s.scales).ok
 
 
 def test_the_column_that_is_named_is_the_one_whose_energy_is_too_small():

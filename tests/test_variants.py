@@ -551,6 +551,17 @@ def test_what_a_constant_accounts_for_is_refused(rng):
         hs.Problem.from_arrays(x, w, intercept="no")
 
 
+@pytest.mark.parametrize("variant", [{"bases": 2}, {"scale_group": 4}])
+@pytest.mark.parametrize("method", ["dcc", "one_flip"])
+def test_targets_that_can_be_met_settle(variant, method, rng):
+    """The loss is nothing but rounding then, and may be below zero."""
+    for _ in range(10):
+        x, codes = rng.normal(size=(8, 100)), np.sign(rng.normal(size=(8, 3)))
+        scales = np.repeat(rng.uniform(0.5, 2, size=(2, 3)), 4, axis=0)
+        p = hs.Problem.from_arrays(x, codes * scales, **variant)
+        assert hs.solve(p, method, "fast").status is hs.Status.FIXPOINT
+
+
 def test_bounds_are_of_the_codes_that_are_kept(rng):
     """Energies a little short: what the better of two starts leaves below zero is not proven."""
     x = rng.normal(size=(8, 100))
