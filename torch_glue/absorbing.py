@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 
 from torch_glue.filters import LAYERS, as_rows, binary_scales, transposed_groups
 from torch_glue.own_forwards import has_own_forward
-from torch_glue.passes import evaluating
 
 FUNCTIONS: dict[Any, Any] = {
     F.linear: nn.Linear,
@@ -61,8 +61,8 @@ def absorb_scales(
     ------
     ValueError
         Where no layer is binary, one's output goes to anything but one BatchNorm with running
-        statistics, or its own forward uses its weight or bias in other ways than in one call of
-        torch's; the model is then as before.
+        statistics, or a layer's own forward uses its weight or bias in other ways than in one call
+        of torch's; the model is then as before.
 
     Examples
     --------
@@ -110,17 +110,36 @@ def absorb_scales(
 
 
 class _Tracer(fx.Tracer):
-    """Goes into layers of those that are asked about whose forward is their own."""
+    """Goes into layers that do more than torch's forward, where ``names`` are given into those."""
 
-    def __init__(self, asked: set[nn.Module]):
+    def __init__(self, names: Iterable[str] | None = None):
         super().__init__()
-        self.asked = asked
+        self.names = names
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one call."""
-        if isinstance(m, LAYERS):
-            return m not in self.asked or not has_own_forward(m)
-        return super().is_leaf_module(m, module_qualified_name)
+        if not isinstance(m, LAYERS):
+            return super().is_leaf_module(m, module_qualified_name)
+        if self.names is not None and module_qualified_name not in self.names:
+            return True
+        return not (has_own_forward(m) or m._forward_hooks or m._forward_pre_hooks)
+
+
+def _traced(model: nn.Module, layers: Iterable[str]) -> fx.Graph:
+    """The graph of a model in eval mode; of a copy, since tracing runs the model's own code, which
+    may keep what it sees."""
+    kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        apart = copy.deepcopy(model, kept).eval()  # what follows may depend on the mode
+        try:
+            return _Tracer().trace(apart)
+        except Exception:  # a forward that cannot be traced, of a layer that nobody asked about
+            return _Tracer(layers).trace(copy.deepcopy(model, kept).eval())
+    except Exception as error:
+        raise ValueError(
+            f"the model cannot be traced ({type(error).__name__}: {error}); name what follows each "
+            "layer, by followers={'conv1': 'bn1'}"
+        ) from error
 
 
 def _is_description(node: fx.Node) -> bool:
@@ -150,14 +169,7 @@ def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
 def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
     """The BatchNorm that alone takes the output of each layer, by tracing."""
     modules = dict(model.named_modules())
-    try:
-        with evaluating(model):  # what follows may depend on the mode
-            nodes = _Tracer({modules[name] for name in layers}).trace(model).nodes
-    except Exception as error:  # tracing runs the model's own code on stand-ins
-        raise ValueError(
-            f"the model cannot be traced ({type(error).__name__}: {error}); name what follows each "
-            "layer, by followers={'conv1': 'bn1'}"
-        ) from error
+    nodes = _traced(model, layers).nodes
     calls = Counter(
         name or node.target
         for node in nodes
@@ -180,7 +192,7 @@ def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
         name = _layer_of(node, modules)
         if name is None or name not in layers:
             continue
-        users = list(node.users)
+        users = [user for user in node.users if not _is_description(user)]
         if len(users) != 1 or users[0].op != "call_module" or calls[name] > 1:
             takers = ", ".join(str(user) for user in users) or "nothing"
             raise ValueError(
@@ -188,6 +200,8 @@ def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
             )
         if calls[users[0].target] > 1:
             raise ValueError(f"{users[0].target}: follows more than {name}")
+        if modules[str(users[0].target)]._forward_pre_hooks:
+            raise ValueError(f"{users[0].target}: a hook may change what {name} gives it: {_LEAVE}")
         found[name] = str(users[0].target)
     return found
 

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import data
 
 import torch_glue.network  # noqa: F401  registers how tensors are digested
 from hashsolve import checks
@@ -40,6 +42,7 @@ from torch_glue.training import (
     distance,
     epoch_length,
     evaluated,
+    loss_of,
     mean_loss,
     parameter_groups,
     run_teacher,
@@ -233,16 +236,18 @@ def finetune(
     """
     epochs, seed = checks.whole(epochs, "epochs", 1), checks.whole(seed, "seed", 0)
     checks.choice(keep, "keep", ("best", "last"))
-    layers, hardening = list(attached(model).values()), float(hardening)
-    shares = [float(share) for share in shares]
+    layers = list(attached(model).values())
+    shares = [shares] if isinstance(shares, (int, float)) else list(shares)
+    _check_numbers({"lr": lr}, 0, math.inf)
     scale_lr, other_lr = (lr / 10 if rate is None else rate for rate in (scale_lr, other_lr))
-    _check_numbers(
-        {"distillation": distillation, "warmup": warmup, "hardening": hardening},
-        {"lr": lr, "scale_lr": scale_lr, "other_lr": other_lr},
-        shares,
-        temperature,
-    )
-    _check_objects(model, layers, hardening, loader, recalibrate, checkpoint)
+    rates = {"scale_lr": scale_lr, "other_lr": other_lr, "weight_decay": weight_decay}
+    _check_numbers(rates, 0, math.inf)
+    _check_numbers({"distillation": distillation, "warmup": warmup, "hardening": hardening}, 0, 1)
+    checks.positive(temperature, "temperature")
+    hardening = float(hardening)
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"shares: must be in (0, 1], got {shares}")
+    _check_objects(model, layers, hardening, loader, teacher, recalibrate, checkpoint)
     with random_state_kept():
         first = itertools.islice(seeded_batches(loader, seed, 0), PROBE if evaluate is None else 0)
         probe, per_epoch = list(first), epoch_length(loader)
@@ -271,7 +276,7 @@ def finetune(
             count += 1
             batch = to_device(batch, model)
             outputs = run_model(run_batch, model, batch)
-            value = criterion(outputs, batch)
+            value = loss_of(criterion, outputs, batch)
             if teacher is not None:
                 value = (1 - distillation) * value + distillation * distance(
                     outputs, run_teacher(teacher, batch), temperature, 1 if loss is None else -1
@@ -357,22 +362,12 @@ def finetune(
     return result
 
 
-def _check_numbers(
-    between: dict[str, float],
-    rates: dict[str, float],
-    shares: Sequence[float],
-    temperature: float,
-) -> None:
-    for name, value in between.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: must be in [0, 1], got {value}")
-    for name, rate in rates.items():
-        if not 0 <= rate < math.inf:
-            raise ValueError(f"{name}: must be a number that is not negative, got {rate}")
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise ValueError(f"shares: must be in (0, 1], got {shares}")
-    if not temperature > 0:
-        raise ValueError(f"temperature: must be positive, got {temperature}")
+def _check_numbers(values: dict[str, Any], least: float, most: float) -> None:
+    for name, value in values.items():
+        number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
+        if not number or not least <= value <= most:
+            limit = f"in [{least}, {most}]" if math.isfinite(most) else f">= {least}"
+            raise ValueError(f"{name}: must be a number {limit}, got {value!r}")
 
 
 def _check_objects(
@@ -380,6 +375,7 @@ def _check_objects(
     layers: Sequence[Any],
     hardening: float,
     loader: Iterable[Any],
+    teacher: nn.Module | None,
     recalibrate: Tensor | Iterable[Any] | None,
     checkpoint: str | PathLike | None,
 ) -> None:
@@ -387,6 +383,10 @@ def _check_objects(
         raise ValueError("the model has no attached layer: torch_glue.attach(model, run) first")
     if hardening and any(layer.binary.stochastic for layer in layers):
         raise ValueError("hardening: has no stochastic form; attach with stochastic=False")
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise ValueError(f"teacher: must be a torch.nn.Module, got a {type(teacher).__name__}")
+    if isinstance(loader, data.Dataset) and not isinstance(loader, data.IterableDataset):
+        raise ValueError("loader: a data set gives samples, no batches: give a DataLoader of it")
     for name, batches in (("loader", loader), ("recalibrate", recalibrate)):
         if isinstance(batches, Iterator):
             raise ValueError(

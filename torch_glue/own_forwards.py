@@ -75,7 +75,8 @@ def _computes_otherwise(module: nn.Module, inputs: Tensor | None, more: tuple, o
         )
         if output.shape != plain.shape:
             return True
-        # rounding in 16 bits, of the output and of inputs and weights; in 32 bits of what is summed
+        # rounding in 16 bits, of the output, and of inputs, weights and bias; in 32 bits of what is
+        # summed
         limit = 0.01 * plain.abs() + 0.02 * spread.sqrt()
         limit += 64 * torch.finfo(torch.float32).eps * size
         differ = (output.to(plain) - plain).abs() > limit
@@ -99,8 +100,8 @@ def _plain_output(
     plain: Any = object.__new__(_torch_class(module))
     state = {k: v for k, v in vars(module).items() if k not in ("forward", "_conv_forward")}
     parameters = {name: turned(value) for name, value in module._parameters.items()}
-    if change is torch.square:  # of the bias, only the output's rounding shows
-        parameters["bias"] = None
+    if change is torch.square and (bias := parameters.get("bias")) is not None:
+        parameters["bias"] = bias / 16  # it is rounded once: half a per cent of it in all
     vars(plain).update(state | {"_parameters": parameters})
     with torch.autocast(inputs.device.type, enabled=False):
         return plain.forward(turned(inputs), *more)

@@ -363,7 +363,8 @@ def _check_written(
     one that was so in full precision."""
     rows = as_rows(weight, groups)
     written = codes * alpha.repeat_interleave(codes.shape[1] // alpha.shape[1], 1)
-    if group_length(rows) == 1 or torch.allclose(rows, written, rtol=0.01, atol=0):
+    binary = group_length(rows) > 1 or rows.shape[1] == 1
+    if not binary or torch.allclose(rows, written, rtol=0.01, atol=0):
         return
     try:
         before = as_rows(_magnitudes_of(run, result, weight, groups).to(rows), groups)

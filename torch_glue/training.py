@@ -64,6 +64,15 @@ def cross_entropy(outputs: Any, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(outputs, batch[1])
 
 
+def loss_of(criterion: Callable[[Any, Any], Tensor], outputs: Any, batch: Any) -> Tensor:
+    """What the criterion gives, if it is one number."""
+    value = criterion(outputs, batch)
+    if not isinstance(value, Tensor) or value.dim():
+        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"loss: must give one number, a tensor of no dimensions, got {kind}")
+    return value
+
+
 def run_teacher(teacher: nn.Module, batch: Any) -> Tensor:
     """The teacher's outputs, in eval mode, without gradients."""
     with evaluating(teacher):
@@ -159,7 +168,7 @@ def mean_loss(
 ) -> float:
     """Over whole batches, in the model's present mode."""
     parts = [to_device(batch, model) for batch in batches]
-    losses = [criterion(run_model(run_batch, model, part), part) for part in parts]
+    losses = [loss_of(criterion, run_model(run_batch, model, part), part) for part in parts]
     return float(torch.stack(losses).double().mean())
 
 
@@ -168,5 +177,12 @@ def evaluated(found: float | dict[str, float]) -> tuple[float, dict[str, float]]
     found = found if isinstance(found, dict) else {"score": found}
     if not found:
         raise ValueError("evaluate: it gave an empty dict; the first number is the score")
-    measures = {name: float(value) for name, value in found.items()}
+    measures = {}
+    for name, value in found.items():
+        try:
+            measures[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"evaluate: must give a number, or a dict of numbers, got {value!r} as {name!r}"
+            ) from None
     return next(iter(measures.values())), measures

@@ -254,9 +254,10 @@ def test_a_model_that_needs_more_than_a_batch_gives(tmp_path):
         pass
 
     images = torch.ones(5, 4)
-    for kind in (Two, Inheriting):
+    parallel = nn.DataParallel(Two(4, 2))
+    for model in (Two(4, 2), Inheriting(4, 2), parallel):
         with pytest.raises(ValueError, match=r"the model takes more than a batch gives .*mask"):
-            torch_glue.binarize(kind(4, 2), images, tmp_path / "run", method="dcc")
+            torch_glue.binarize(model, images, tmp_path / "run", method="dcc")
 
 
 def test_a_model_without_values_is_refused(tmp_path):

@@ -534,6 +534,17 @@ def test_latents_are_clipped_after_each_step():
         ("^lr: ", {"lr": -1}),
         ("other_lr", {"other_lr": float("nan")}),
         ("evaluate", {"evaluate": lambda model: {}}),
+        ("evaluate: must give a number.* got None", {"evaluate": lambda model: None}),
+        ("as 'matrix'", {"evaluate": lambda model: {"top1": 1, "matrix": torch.ones(2, 2)}}),
+        ("weight_decay: must be a number >= 0, got -1", {"weight_decay": -1}),
+        ("weight_decay", {"weight_decay": float("nan")}),
+        ("temperature", {"temperature": float("inf")}),
+        ("^lr: must be a number >= 0, got '1e-3'", {"lr": "1e-3"}),
+        ("^lr: ", {"lr": None}),
+        ("shares", {"shares": 1.5}),
+        ("teacher: must be a torch.nn.Module, got a function", {"teacher": lambda x: x}),
+        (r"loss: must give one number.* shape \(16, 2\)", {"loss": lambda outputs, _: outputs}),
+        ("loss: must give one number.* got float", {"loss": lambda outputs, _: 1.0}),
     ],
 )
 def test_settings_that_cannot_be_used(match, options):
@@ -548,6 +559,9 @@ def test_models_and_loaders_that_cannot_be_used():
         torch_glue.finetune(make_model(), [])
     with pytest.raises(ValueError, match="only once"):
         torch_glue.finetune(make_model(), iter(make_loader()))
+    samples = torch.utils.data.TensorDataset(torch.randn(4, 6), torch.zeros(4).long())
+    with pytest.raises(ValueError, match="loader: a data set gives samples"):
+        torch_glue.finetune(make_model(), samples)
     mapped = [{"input": torch.randn(4, 6)}]
     with pytest.raises(ValueError, match=r"loss: by default it is of batches .* got dict and Tens"):
         torch_glue.finetune(make_model(), mapped)

@@ -424,11 +424,27 @@ class Half(nn.Linear):
         return outputs.to(x.dtype)
 
 
+def autocasting(self, x):
+    """A linear layer's forward under autocast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return F.linear(x, self.weight, self.bias).float()
+
+
 @pytest.mark.parametrize("mean", [0, 10])
 def test_rounding_in_16_bits_is_no_other_output(tmp_path, mean):
     torch.manual_seed(5)
     model = nn.Sequential(Half(256, 64))
     torch_glue.binarize(model, torch.randn(500, 256) + mean, tmp_path, method="sign")
+
+
+@pytest.mark.parametrize("kind", [Half, type("Own", (nn.Linear,), {"forward": autocasting})])
+def test_rounding_of_a_bias_that_products_cancel_is_no_other_output(tmp_path, kind):
+    torch.manual_seed(8)
+    images, layer = torch.randn(300, 1024).relu(), kind(1024, 32)
+    with torch.no_grad():
+        layer.weight.copy_(0.05 * (torch.randn(32, 1024) + 0.5))
+        layer.bias.copy_(-F.linear(images.mean(0), layer.weight))
+    torch_glue.binarize(nn.Sequential(layer), images, tmp_path, method="sign")
 
 
 def test_cancellation_is_no_other_output(tmp_path):

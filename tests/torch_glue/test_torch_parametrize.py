@@ -792,10 +792,12 @@ def test_a_model_that_is_one_layer(tmp_path):
     assert torch.equal(latent(layer).abs(), full.weight.abs())
 
 
-def test_a_run_whose_scales_are_elsewhere_by_now_is_not_attached(tmp_path):
+@pytest.mark.parametrize("inputs", [1, 8])
+def test_a_run_whose_scales_are_elsewhere_by_now_is_not_attached(tmp_path, inputs):
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
-    full, images = copy.deepcopy(model), torch.randn(100, 8)
+    layer = nn.Linear(inputs, 6)
+    model = nn.Sequential(layer, nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    full, images = copy.deepcopy(model), torch.randn(100, inputs)
     run = torch_glue.binarize(model, images, tmp_path / "run", skip=["3"], method="dcc")
     torch_glue.attach(copy.deepcopy(full), run)  # in full precision
     with torch.no_grad():
