@@ -6,8 +6,8 @@ Rows differ in where they start (``--start``: a solver's method, or ``weights`` 
 full precision) and in what is trained (``--setting``: the scales of BWNH and hashsolve, or a rival,
 all of them settings of the same parametrization). Everything else, the budget included, is the
 same. Images are shifted by up to 4 pixels (``--shift``) and mirrored at random, or in every second
-epoch (``--alternate``); the last state is measured, not the best, on all 10,000 test images and on
-the 4,000 of cifar10.h5, as fine-tuning goes along.
+epoch (``--alternate``), and mixed with others where ``--mix`` says so; the last state is measured,
+not the best, on all 10,000 test images and on the 4,000 of cifar10.h5, as fine-tuning goes along.
 
 VGG-9 is trained here first (``--folder`` keeps it). Everything is resumable: the same command goes
 on where it was killed, and prints the row again when it is done. Prints one line of JSON.
@@ -63,11 +63,19 @@ class Images:
 
     Going through it gives augmented batches, drawn from torch's random state: shifted by up to
     ``shift`` pixels, and mirrored at random; or, ``alternate``, each in every second epoch, half of
-    them in the odd ones (Jordan, arXiv:2404.00498, section 3.6).
+    them in the odd ones (Jordan, arXiv:2404.00498, section 3.6). A share ``mix`` of them are the
+    mean of two, of which the image whose label is kept weighs half at least (Zhang et al.,
+    arXiv:1710.09412; to distil with, Beyer et al., arXiv:2106.05237).
     """
 
     def __init__(
-        self, path: Path, batch: int, limit: int | None, shift: int = 4, alternate: bool = False
+        self,
+        path: Path,
+        batch: int,
+        limit: int | None,
+        shift: int = 4,
+        alternate: bool = False,
+        mix: float = 0.0,
     ):
         with h5py.File(path, "r") as file:
             pixels, labels = file["train_images"][:limit], file["train_labels"][:limit]
@@ -75,7 +83,7 @@ class Images:
         edge = (shift, shift)
         self.padded = torch.from_numpy(np.pad(pixels, ((0, 0), edge, edge, (0, 0))))
         self.labels, self.batch = torch.from_numpy(labels.astype(np.int64)), batch
-        self.shifts, self.epoch = 2 * shift + 1, 0
+        self.shifts, self.mix, self.epoch = 2 * shift + 1, mix, 0
         odd = torch.rand(len(labels), generator=torch.Generator().manual_seed(0)) < 0.5
         self.odd = odd if alternate else None
         with h5py.File(shared_data("cifar10.h5"), "r") as file:
@@ -102,7 +110,13 @@ class Images:
                 flip = self.odd[index, None] == bool(self.epoch % 2)
             right = torch.where(flip, right.flip(1), right)
             pixels = self.padded[index[:, None, None], down[:, :, None], right[:, None, :]]
-            yield normalised(pixels), self.labels[index]
+            images = normalised(pixels)
+            if self.mix:
+                share = torch.rand(len(index), 1, 1, 1)
+                chosen = torch.rand(len(index), 1, 1, 1) < self.mix
+                share = torch.where(chosen, 1 - share / 2, 1.0)
+                images = share * images + (1 - share) * images.roll(1, 0)
+            yield images, self.labels[index]
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Top-1, per cent: on the 4,000 test images of cifar10.h5 and on all 10,000."""
@@ -166,6 +180,7 @@ def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
 @row_options
 @click.option("--shift", type=click.IntRange(0), default=4, help="Pixels.")
 @click.option("--alternate", is_flag=True, help="Mirror in every second epoch, not at random.")
+@click.option("--mix", type=click.FloatRange(0, 1), default=0.0, help="Share of mixed images.")
 @click.option("--train-images", type=int, help="Only so many, for a trial.")
 @click.option("--data", type=click.Path(path_type=Path), help="cifar10_full.h5.")
 @click.option("--folder", type=click.Path(path_type=Path), default="cifar10")
@@ -177,7 +192,9 @@ def main(context: click.Context, data: Path | None, folder: Path, **options: Any
         return
     path = data or shared_data("cifar10_full.h5")
     limit = options["train_images"]
-    images = Images(path, options["batch"], limit, options["shift"], options["alternate"])
+    images = Images(
+        path, options["batch"], limit, options["shift"], options["alternate"], options["mix"]
+    )
     full = load_model() if options["network"] == "resnet20" else trained_vgg9(path, limit, folder)
     row.make(
         full.to(memory_format=torch.channels_last),

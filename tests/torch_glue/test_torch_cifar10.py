@@ -78,6 +78,26 @@ def test_images_are_mirrored_in_every_second_epoch(data):
     assert mirrored(3) == first
 
 
+def test_mixed_images_are_mostly_the_image_of_their_label(data):
+    torch.manual_seed(3)
+    plain = cifar10.Images(data / "cifar10_full.h5", 40, None, 0, True)
+    images = cifar10.Images(data / "cifar10_full.h5", 40, None, 0, True, 0.5)
+    torch.manual_seed(3)
+    ((whole, labels),) = plain
+    torch.manual_seed(3)
+    ((batch, again),) = images
+    assert torch.equal(labels, again)
+    kept = 0
+    for place in range(40):
+        other = whole[place - 1]
+        away = other - whole[place]
+        share = ((batch[place] - whole[place]) * away).sum() / away.square().sum()
+        torch.testing.assert_close(batch[place], whole[place] + share * away)
+        assert -1e-6 <= share <= 0.5
+        kept += int(share < 1e-6)
+    assert 10 < kept < 30
+
+
 def test_a_mirrored_teacher_says_the_same_of_an_image_and_of_its_mirror_image():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 3))
     images = torch.randn(5, 2, 3, 4)
@@ -141,8 +161,9 @@ def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
     assert json.loads(run().stdout) == row and len(calls) == 6
     full = json.loads(run("--start", "full").stdout)
     assert full["full_precision"] == row["full_precision"] and "after" not in full
-    other = json.loads(run("--shift", "2", "--alternate", "--hardening", "0.5").stdout)
+    other = json.loads(run("--shift", "2", "--alternate", "--mix", "1", "--hardening", "1").stdout)
     assert other["full_precision"] == row["full_precision"] and other["after"] != row["after"]
+    assert other["mix"] == 1
     seen = []
     finetune = rows.torch_glue.finetune
     monkeypatch.setattr(
