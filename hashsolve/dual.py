@@ -29,6 +29,7 @@ from hashsolve.threads import mirror, strips
 Array = NDArray[np.float64]
 
 UNIT_ROUNDOFF = 2.0**-53
+_LITTLE = 0.01  # share of a matrix's trace
 _COLUMNS = 64  # of a Hessian, computed at a time
 _SHORTEST = 1e-4
 """Of a Newton step. Those that gain anything are a hundredth at least; where no diagonal of sum
@@ -161,7 +162,9 @@ def improve_diagonal(
     The bound is ``energy - sum_t c_t' M^-1 c_t``, less ``sum(d)`` at a fixed scale.
     The barrier's weight falls with every step that was taken in full; on its path the distance to
     the optimum is ``S * weight``. Stops when that is below ``tolerance * energy``, when the bound
-    has passed ``target``, or when the optimum is seen not to reach it.
+    has passed ``target``, or when the optimum is seen not to reach it. Where the energy says
+    nothing of the size of the loss, as in a quadratic programme of small linear terms, the
+    tolerance is a share of the bound.
 
     Returns the diagonal and the number of steps.
     """
@@ -172,8 +175,10 @@ def improve_diagonal(
         return diagonal, 0
     solution = lapack.solve(factor, cross)
     scale = max(abs(energy), (cross * solution).sum(), np.finfo(float).tiny)
-    weight = barrier * scale / inputs
-    smallest_weight = tolerance * scale / inputs
+    size = np.abs(gram.diagonal() + diagonal).sum()
+    programme = not free and scale < _LITTLE * size
+    weight = barrier * (size if programme else scale) / inputs
+    smallest_weight = tolerance * (_LITTLE * size if programme else scale) / inputs
     value = _barrier_value(cross, solution, factor, diagonal, weight, free)
     steps = 0
     while steps < max_steps and not stop():
@@ -214,6 +219,9 @@ def improve_diagonal(
         if reached > target:
             break
         if length == 1.0 and slope < 0.3 * weight * inputs:
+            if programme:
+                enough = 1.5 * tolerance * abs(reached) / inputs  # which moves with every step
+                smallest_weight = max(smallest_weight, enough)
             if weight <= smallest_weight or reached + weight * inputs < target < np.inf:
                 break
             weight = max(0.15 * weight, smallest_weight)

@@ -270,6 +270,20 @@ def test_newton_stops_at_its_target():
     assert abs(far.sum()) < 1e-9 * np.abs(far).sum()
 
 
+@pytest.mark.parametrize("linear", [0.0, 1e-6, 1e-2])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "cut"])
+def test_programmes_of_small_linear_terms_are_bounded_as_well(kind, linear, rng):
+    """Their energy is zero: tolerances and the barrier are shares of something else."""
+    q = rng.normal(size=(80, 80))
+    if kind != "dense":
+        q = np.triu(rng.random((80, 80)) < 0.1, 1) * (1.0 if kind == "cut" else np.sign(q))
+    q = q + q.T
+    p = hs.Problem.from_quadratic(q, linear * rng.normal(size=80))
+    s = hs.solve(p, "one_flip")
+    least = 80 * np.linalg.eigvalsh(q)[0]  # what one eigenvalue proves
+    assert 0.92 * least < s.lower_bound[0] < s.loss[0]
+
+
 def test_newton_gives_up_where_no_diagonal_can_prove_anything(rng, monkeypatch):
     """Half as many rows as inputs: sixty steps of 25 tries each gained nothing before."""
     x = np.maximum(rng.normal(size=(200, 100)), 0.0)
