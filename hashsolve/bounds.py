@@ -28,9 +28,9 @@ def cheap_bounds(instance: Instance, control: Control) -> tuple[np.ndarray, str]
 
     "least squares": no real weights, so no codes, do better. With fixed scales that says nothing
     where the Gram matrix is indefinite, and the dual is taken. "sum of magnitudes", where there is
-    a reason to stop.
+    a reason to stop, or nobody looks at them.
     """
-    if control.stop:
+    if control.stop or not control.bounded:
         return least_bounds(instance), "sum of magnitudes"
     if not instance.free:
         return certify(instance, control, dual_diagonals(instance, control)), "dual"

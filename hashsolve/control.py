@@ -44,6 +44,7 @@ class Control:
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.threads = threads or cores()
         self.history: list[Sweep] = []
+        self.bounded = True  # whether a method that proves no bounds is to be given some
         self._halted = threading.Event()  # shared with the controls of solves within this one
         self._pool: ThreadPoolExecutor | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy import linalg
@@ -44,6 +45,8 @@ def solve_variant(
     control : Control
     """
     alternate = solve_bases if problem.bases > 1 else solve_groups
+    control = control.again()
+    control.bounded = False  # what bounds a step bounds no whole
     if method == "sign":
         return alternate(problem, method, start, solve, control)
     signs_alone = alternate(problem, "sign", start, solve, control.again())
@@ -85,7 +88,8 @@ def solve_bases(
     scales = np.zeros((count, problem.columns))
     if start is not None:
         scales = _joint_scales(plain, codes)
-    history = [] if method == "sign" else [Sweep(float(problem.energy.sum()), 0)]
+    last = problem.energy
+    history = [] if method == "sign" else [Sweep(float(last.sum()), 0)]
     status = Status.SWEEP_LIMIT
     for done in range(_ROUNDS):
         before = codes.copy()
@@ -107,9 +111,10 @@ def solve_bases(
         if control.stop or method == "sign":
             status = control.stop or Status.DONE
             break
-        if not _lower(history[-1].loss, history[-2].loss, float(problem.energy.sum())):
+        if not _lower(loss, last, problem.energy).any():
             status = Status.FIXPOINT
             break
+        last = loss
     return _solution(problem, codes, scales, history, status)
 
 
@@ -216,7 +221,7 @@ def _group_round(
     return np.array(improved, dtype=int), flips
 
 
-def _lower(loss: float, before: float, energy: float) -> bool:
+def _lower(loss: Any, before: Any, energy: Any) -> Any:
     """Whether a round has lowered a loss, which may be nothing but rounding, and below zero."""
     return before - loss > _SETTLED * abs(before) + 1e-12 * energy
 

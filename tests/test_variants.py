@@ -562,6 +562,14 @@ def test_targets_that_can_be_met_settle(variant, method, rng):
         assert hs.solve(p, method, "fast").status is hs.Status.FIXPOINT
 
 
+@pytest.mark.parametrize("variant", [{"bases": 2}, {"scale_group": 4}])
+def test_no_bounds_are_computed_that_nobody_looks_at(variant, rng, monkeypatch):
+    monkeypatch.setattr("hashsolve.bounds.certified_bounds", None)
+    monkeypatch.setattr("hashsolve.bounds.proof_of", None)
+    p = hs.Problem.from_arrays(rng.normal(size=(8, 100)), rng.normal(size=(8, 3)), **variant)
+    assert hs.solve(p, "one_flip", "fast").status is hs.Status.FIXPOINT
+
+
 def test_bounds_are_of_the_codes_that_are_kept(rng):
     """Energies a little short: what the better of two starts leaves below zero is not proven."""
     x = rng.normal(size=(8, 100))
