@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from torch_glue.filters import LAYERS, as_rows, binary_scales, transposed_groups
 from torch_glue.own_forwards import has_own_forward
+from torch_glue.passes import evaluating
 
 FUNCTIONS: dict[Any, Any] = {
     F.linear: nn.Linear,
@@ -41,6 +41,9 @@ def absorb_scales(
     mode stay the same, to rounding. Of α z + bias, z being the output with weights ±1, BatchNorm
     takes the mean (μ − bias) / α and the variance (σ² + ε) / α² − ε. Where that is negative or not
     finite, or α is 0, α is folded into its weight γ instead.
+
+    Tracing runs the model's own code on stand-ins. What hooks do between a layer and its BatchNorm
+    is not looked at.
 
     Parameters
     ----------
@@ -110,7 +113,7 @@ def absorb_scales(
 
 
 class _Tracer(fx.Tracer):
-    """Goes into layers that do more than torch's forward, where ``names`` are given into those."""
+    """Goes into layers whose forward is their own; if names are given, into those alone."""
 
     def __init__(self, names: Iterable[str] | None = None):
         super().__init__()
@@ -120,30 +123,29 @@ class _Tracer(fx.Tracer):
         """Whether a module is one call."""
         if not isinstance(m, LAYERS):
             return super().is_leaf_module(m, module_qualified_name)
-        if self.names is not None and module_qualified_name not in self.names:
-            return True
-        return not (has_own_forward(m) or m._forward_hooks or m._forward_pre_hooks)
+        left_out = self.names is not None and module_qualified_name not in self.names
+        return left_out or not has_own_forward(m)
 
 
 def _traced(model: nn.Module, layers: Iterable[str]) -> fx.Graph:
-    """The graph of a model in eval mode; of a copy, since tracing runs the model's own code, which
-    may keep what it sees."""
-    kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    try:
-        apart = copy.deepcopy(model, kept).eval()  # what follows may depend on the mode
+    """The graph of a model in eval mode, as what follows a layer may depend on the mode."""
+    with evaluating(model):
         try:
-            return _Tracer().trace(apart)
-        except Exception:  # a forward that cannot be traced, of a layer that nobody asked about
-            return _Tracer(layers).trace(copy.deepcopy(model, kept).eval())
-    except Exception as error:
-        raise ValueError(
-            f"the model cannot be traced ({type(error).__name__}: {error}); name what follows each "
-            "layer, by followers={'conv1': 'bn1'}"
-        ) from error
+            return _Tracer().trace(model)
+        except Exception:  # perhaps a forward, of a layer not asked about, that cannot be traced
+            try:
+                return _Tracer(layers).trace(model)
+            except Exception as error:  # tracing runs the model's own code on stand-ins
+                raise ValueError(
+                    f"the model cannot be traced ({type(error).__name__}: {error}); name what "
+                    "follows each layer, by followers={'conv1': 'bn1'}"
+                ) from error
 
 
 def _is_description(node: fx.Node) -> bool:
     """Whether a use of a tensor leaves its values aside."""
+    if node.op not in ("call_function", "call_method"):
+        return False
     asked = node.args[1] if node.target is getattr else node.target
     return asked in ("dtype", "device", "shape", "ndim", "dim", "size")
 
@@ -200,8 +202,6 @@ def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
             )
         if calls[users[0].target] > 1:
             raise ValueError(f"{users[0].target}: follows more than {name}")
-        if modules[str(users[0].target)]._forward_pre_hooks:
-            raise ValueError(f"{users[0].target}: a hook may change what {name} gives it: {_LEAVE}")
         found[name] = str(users[0].target)
     return found
 

@@ -237,15 +237,14 @@ def finetune(
     epochs, seed = checks.whole(epochs, "epochs", 1), checks.whole(seed, "seed", 0)
     checks.choice(keep, "keep", ("best", "last"))
     layers = list(attached(model).values())
-    shares = [shares] if isinstance(shares, (int, float)) else list(shares)
-    _check_numbers({"lr": lr}, 0, math.inf)
-    scale_lr, other_lr = (lr / 10 if rate is None else rate for rate in (scale_lr, other_lr))
-    rates = {"scale_lr": scale_lr, "other_lr": other_lr, "weight_decay": weight_decay}
-    _check_numbers(rates, 0, math.inf)
-    _check_numbers({"distillation": distillation, "warmup": warmup, "hardening": hardening}, 0, 1)
-    checks.positive(temperature, "temperature")
-    hardening = float(hardening)
-    if not shares or not all(0 < share <= 1 for share in shares):
+    lr, weight_decay = _number(lr, "lr"), _number(weight_decay, "weight_decay")
+    scale_lr = lr / 10 if scale_lr is None else _number(scale_lr, "scale_lr")
+    other_lr = lr / 10 if other_lr is None else _number(other_lr, "other_lr")
+    distillation, warmup = _number(distillation, "distillation", 1), _number(warmup, "warmup", 1)
+    hardening = _number(hardening, "hardening", 1)
+    temperature = checks.positive(_number(temperature, "temperature"), "temperature")
+    shares = [_number(share, "shares", 1) for share in np.atleast_1d(np.asarray(shares))]
+    if not shares or 0 in shares:
         raise ValueError(f"shares: must be in (0, 1], got {shares}")
     _check_objects(model, layers, hardening, loader, teacher, recalibrate, checkpoint)
     with random_state_kept():
@@ -362,12 +361,16 @@ def finetune(
     return result
 
 
-def _check_numbers(values: dict[str, Any], least: float, most: float) -> None:
-    for name, value in values.items():
-        number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
-        if not number or not least <= value <= most:
-            limit = f"in [{least}, {most}]" if math.isfinite(most) else f">= {least}"
-            raise ValueError(f"{name}: must be a number {limit}, got {value!r}")
+def _number(value: Any, name: str, most: float = math.inf) -> float:
+    """A finite number from 0 to ``most``, as float."""
+    try:
+        number = math.nan if isinstance(value, (str, complex)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= most or number == math.inf:
+        limit = ">= 0" if most == math.inf else f"in [0, {most}]"
+        raise ValueError(f"{name}: must be a number {limit}, got {value!r}")
+    return number
 
 
 def _check_objects(
@@ -386,7 +389,10 @@ def _check_objects(
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise ValueError(f"teacher: must be a torch.nn.Module, got a {type(teacher).__name__}")
     if isinstance(loader, data.Dataset) and not isinstance(loader, data.IterableDataset):
-        raise ValueError("loader: a data set gives samples, no batches: give a DataLoader of it")
+        raise ValueError(
+            "loader: give batches: a torch.utils.data.DataLoader of this data set, with "
+            "batch_size=None where its items are batches"
+        )
     for name, batches in (("loader", loader), ("recalibrate", recalibrate)):
         if isinstance(batches, Iterator):
             raise ValueError(

@@ -78,7 +78,8 @@ def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch:
     try:
         return forward(model, batch)
     except TypeError as error:
-        wrapped = getattr(model, "_orig_mod", getattr(model, "module", model))  # compiled, parallel
+        parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        wrapped: Any = model.module if parallel else getattr(model, "_orig_mod", model)  # compiled
         name = getattr(wrapped.forward, "__qualname__", "forward")
         if f"{name}() missing" not in str(error):
             raise

@@ -67,10 +67,10 @@ def cross_entropy(outputs: Any, batch: Any) -> Tensor:
 def loss_of(criterion: Callable[[Any, Any], Tensor], outputs: Any, batch: Any) -> Tensor:
     """What the criterion gives, if it is one number."""
     value = criterion(outputs, batch)
-    if not isinstance(value, Tensor) or value.dim():
+    if not isinstance(value, Tensor) or value.numel() != 1:
         kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"loss: must give one number, a tensor of no dimensions, got {kind}")
-    return value
+        raise ValueError(f"loss: must give one number, as a tensor, got {kind}")
+    return value.reshape(())
 
 
 def run_teacher(teacher: nn.Module, batch: Any) -> Tensor:

@@ -542,6 +542,8 @@ def test_latents_are_clipped_after_each_step():
         ("^lr: must be a number >= 0, got '1e-3'", {"lr": "1e-3"}),
         ("^lr: ", {"lr": None}),
         ("shares", {"shares": 1.5}),
+        ("shares", {"shares": ["half"]}),
+        ("^lr: ", {"lr": 10**400}),
         ("teacher: must be a torch.nn.Module, got a function", {"teacher": lambda x: x}),
         (r"loss: must give one number.* shape \(16, 2\)", {"loss": lambda outputs, _: outputs}),
         ("loss: must give one number.* got float", {"loss": lambda outputs, _: 1.0}),
@@ -552,6 +554,23 @@ def test_settings_that_cannot_be_used(match, options):
         torch_glue.finetune(make_model(), make_loader(), **options)
 
 
+def test_numbers_may_be_of_any_kind():
+    given = {
+        "lr": torch.tensor(0.01, dtype=torch.float64),
+        "warmup": np.float32(0),
+        "shares": torch.tensor([0.5, 1]),
+    }
+    plain = {"lr": 0.01, "warmup": 0, "shares": (0.5, 1)}
+    results = []
+    for options in (given, plain):
+        model = make_model()
+        torch_glue.finetune(
+            model, make_loader(), loss=lambda y, _: y.square().mean()[None], **options
+        )
+        results.append(bits(model))
+    assert results[0] == results[1]
+
+
 def test_models_and_loaders_that_cannot_be_used():
     with pytest.raises(ValueError, match="no attached layer"):
         torch_glue.finetune(nn.Linear(6, 2), make_loader())
@@ -560,7 +579,7 @@ def test_models_and_loaders_that_cannot_be_used():
     with pytest.raises(ValueError, match="only once"):
         torch_glue.finetune(make_model(), iter(make_loader()))
     samples = torch.utils.data.TensorDataset(torch.randn(4, 6), torch.zeros(4).long())
-    with pytest.raises(ValueError, match="loader: a data set gives samples"):
+    with pytest.raises(ValueError, match="loader: give batches: a torch"):
         torch_glue.finetune(make_model(), samples)
     mapped = [{"input": torch.randn(4, 6)}]
     with pytest.raises(ValueError, match=r"loss: by default it is of batches .* got dict and Tens"):
