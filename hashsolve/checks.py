@@ -84,6 +84,18 @@ def positive(value: Any, name: str, unit: str = "") -> float:
     return float(value)
 
 
+def number(value: Any, name: str, most: float = np.inf) -> float:
+    """A finite number from 0 to ``most``, of any type that float takes but text, as float."""
+    try:
+        result = np.nan if isinstance(value, (str, complex)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        result = np.nan
+    if not 0 <= result <= most or result == np.inf:
+        limit = ">= 0" if most == np.inf else f"in [0, {most}]"
+        raise ValueError(f"{name}: must be a number {limit}, got {value!r}")
+    return result
+
+
 def choice(value: str, name: str, allowed: Any) -> str:
     """The value, if it is one of ``allowed``; else a ValueError with the nearest of them."""
     if value in allowed:

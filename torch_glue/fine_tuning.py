@@ -237,13 +237,15 @@ def finetune(
     epochs, seed = checks.whole(epochs, "epochs", 1), checks.whole(seed, "seed", 0)
     checks.choice(keep, "keep", ("best", "last"))
     layers = list(attached(model).values())
-    lr, weight_decay = _number(lr, "lr"), _number(weight_decay, "weight_decay")
-    scale_lr = lr / 10 if scale_lr is None else _number(scale_lr, "scale_lr")
-    other_lr = lr / 10 if other_lr is None else _number(other_lr, "other_lr")
-    distillation, warmup = _number(distillation, "distillation", 1), _number(warmup, "warmup", 1)
-    hardening = _number(hardening, "hardening", 1)
-    temperature = checks.positive(_number(temperature, "temperature"), "temperature")
-    shares = [_number(share, "shares", 1) for share in np.atleast_1d(np.asarray(shares))]
+    lr = checks.number(lr, "lr")
+    scale_lr = lr / 10 if scale_lr is None else checks.number(scale_lr, "scale_lr")
+    other_lr = lr / 10 if other_lr is None else checks.number(other_lr, "other_lr")
+    weight_decay = checks.number(weight_decay, "weight_decay")
+    distillation = checks.number(distillation, "distillation", 1)
+    warmup = checks.number(warmup, "warmup", 1)
+    hardening = checks.number(hardening, "hardening", 1)
+    temperature = checks.positive(checks.number(temperature, "temperature"), "temperature")
+    shares = [checks.number(share, "shares", 1) for share in np.atleast_1d(np.asarray(shares))]
     if not shares or 0 in shares:
         raise ValueError(f"shares: must be in (0, 1], got {shares}")
     _check_objects(model, layers, hardening, loader, teacher, recalibrate, checkpoint)
@@ -359,18 +361,6 @@ def finetune(
     if result.worse:
         warnings.warn(f"fine-tuning left the network worse: {result}", stacklevel=2)
     return result
-
-
-def _number(value: Any, name: str, most: float = math.inf) -> float:
-    """A finite number from 0 to ``most``, as float."""
-    try:
-        number = math.nan if isinstance(value, (str, complex)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number <= most or number == math.inf:
-        limit = ">= 0" if most == math.inf else f"in [0, {most}]"
-        raise ValueError(f"{name}: must be a number {limit}, got {value!r}")
-    return number
 
 
 def _check_objects(

@@ -59,6 +59,13 @@ def binary(model, layers=LAYERS):
     return model.eval()
 
 
+def same_after_absorbing(model, inputs, found):
+    """Absorbing tells these BatchNorms, and leaves the outputs as they were."""
+    before = model(inputs)
+    assert torch_glue.absorb_scales(model) == found
+    torch.testing.assert_close(model(inputs), before, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("followers", [None, NORMS])
 def test_outputs_are_the_same_and_weights_exactly_one(followers):
     model = binary(Net())
@@ -226,10 +233,7 @@ def test_reading_a_type_and_a_forward_of_its_own_are_no_use_elsewhere():
 
     model = Casting(Own(4, 3), lively(nn.BatchNorm1d(3)))
     binary(model, ["0"])
-    inputs = torch.randn(6, 4)
-    before = model(inputs)
-    assert torch_glue.absorb_scales(model) == {"0": "1"}
-    torch.testing.assert_close(model(inputs), before, rtol=1e-5, atol=1e-5)
+    same_after_absorbing(model, torch.randn(6, 4), {"0": "1"})
 
 
 @pytest.mark.parametrize(
@@ -256,10 +260,7 @@ def test_a_forward_that_pads_first_is_taken():
 
     model = nn.Sequential(Same(3, 4, 4), lively(nn.BatchNorm2d(4)))
     binary(model, ["0"])
-    images = torch.randn(5, 3, 6, 6)
-    before = model(images)
-    assert torch_glue.absorb_scales(model) == {"0": "1"}
-    torch.testing.assert_close(model(images), before, rtol=1e-5, atol=1e-5)
+    same_after_absorbing(model, torch.randn(5, 3, 6, 6), {"0": "1"})
 
 
 def test_names_of_layers_may_be_those_of_arguments_and_methods():
@@ -273,10 +274,7 @@ def test_names_of_layers_may_be_those_of_arguments_and_methods():
             return self.bn(self.squeeze(self.input(self.output(input.squeeze(-1)))))
 
     model = binary(Names(), ["output", "squeeze"])
-    inputs = torch.randn(6, 4, 1)
-    before = model(inputs)
-    assert torch_glue.absorb_scales(model) == {"output": "input", "squeeze": "bn"}
-    torch.testing.assert_close(model(inputs), before, rtol=1e-5, atol=1e-5)
+    same_after_absorbing(model, torch.randn(6, 4, 1), {"output": "input", "squeeze": "bn"})
 
 
 def test_filters_on_the_other_axis_are_no_call_of_the_layer():
@@ -328,10 +326,7 @@ def test_reading_the_shape_of_an_output_is_no_use_of_it():
             return self.size(y).reshape(y.shape[0], y.size(1), -1)
 
     model = binary(Flat(), ["conv"])
-    images = torch.randn(2, 3, 5, 5)
-    before = model(images)
-    assert torch_glue.absorb_scales(model) == {"conv": "size"}
-    torch.testing.assert_close(model(images), before, rtol=1e-5, atol=1e-5)
+    same_after_absorbing(model, torch.randn(2, 3, 5, 5), {"conv": "size"})
 
 
 def test_modules_called_like_descriptions_are_uses():
