@@ -120,6 +120,18 @@ def test_mixed_precision_keeps_weights_gradients_and_outputs_in_float32():
     torch.testing.assert_close(outputs, network(inputs), rtol=0.05, atol=0.05)
 
 
+def test_vgg9_is_compiled_whole():
+    network, graphs = cifar10.VGG9().eval(), []
+    network.compile(backend=lambda graph, examples: graphs.append(graph) or graph)
+    try:
+        network(torch.zeros(2, 3, 32, 32))
+    except RuntimeError as error:  # a Python that torch does not compile for yet
+        if "not supported" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert len(graphs) == 1
+
+
 def crop(padded, down, right, flip):
     pixels = padded[down : down + 32, right : right + 32]
     return cifar10.normalised((pixels.flip(1) if flip else pixels)[None])[0]
