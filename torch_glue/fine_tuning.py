@@ -27,7 +27,6 @@ from torch_glue.passes import (
     random_state_kept,
     run_batch,
     run_model,
-    to_device,
 )
 from torch_glue.paths import check_target
 from torch_glue.resuming import (
@@ -38,6 +37,7 @@ from torch_glue.resuming import (
     state_digest,
 )
 from torch_glue.training import (
+    Schedule,
     cross_entropy,
     distance,
     epoch_length,
@@ -48,7 +48,7 @@ from torch_glue.training import (
     run_teacher,
     seeded_batches,
     set_codes,
-    set_step,
+    train_epoch,
     train_mode,
 )
 
@@ -236,7 +236,6 @@ def finetune(
     """
     epochs, seed = checks.whole(epochs, "epochs", 1), checks.whole(seed, "seed", 0)
     checks.choice(keep, "keep", ("best", "last"))
-    layers = list(attached(model).values())
     lr = checks.number(lr, "lr")
     scale_lr = lr / 10 if scale_lr is None else checks.number(scale_lr, "scale_lr")
     other_lr = lr / 10 if other_lr is None else checks.number(other_lr, "other_lr")
@@ -248,11 +247,11 @@ def finetune(
     shares = [checks.number(share, "shares", 1) for share in np.atleast_1d(np.asarray(shares))]
     if not shares or 0 in shares:
         raise ValueError(f"shares: must be in (0, 1], got {shares}")
-    _check_objects(model, layers, hardening, loader, teacher, recalibrate, checkpoint)
+    _check_objects(model, hardening, loader, teacher, recalibrate, checkpoint)
     with random_state_kept():
         first = itertools.islice(seeded_batches(loader, seed, 0), PROBE if evaluate is None else 0)
         probe, per_epoch = list(first), epoch_length(loader)
-    steps = epochs * per_epoch
+    schedule = Schedule(per_epoch, epochs * per_epoch, warmup, shares, hardening)
     rates = {"latents": lr, "scales": scale_lr, "other": other_lr}
     groups = parameter_groups(model, rates, weight_decay)
     if not groups:
@@ -268,37 +267,14 @@ def finetune(
                 return -mean_loss(model, criterion, probe), {}
             return evaluated(evaluate(model))
 
-    def train_epoch(epoch: int) -> float:
-        total, count = 0.0, 0
-        train_mode(model, freeze_batchnorm)
-        for batch in seeded_batches(loader, seed, epoch):
-            done = (epoch - 1) * per_epoch + count
-            set_step(stepper, model, min(done, steps - 1), steps, warmup, shares, hardening)
-            count += 1
-            batch = to_device(batch, model)
-            outputs = run_model(run_batch, model, batch)
-            value = loss_of(criterion, outputs, batch)
-            if teacher is not None:
-                value = (1 - distillation) * value + distillation * distance(
-                    outputs, run_teacher(teacher, batch), temperature, 1 if loss is None else -1
-                )
-            if not value.isfinite():
-                raise FloatingPointError(
-                    f"epoch {epoch}, step {count}: the loss is {value.item()}: use a "
-                    "smaller lr, if all data are finite"
-                )
-            stepper.zero_grad()
-            value.backward()
-            stepper.step()
-            for layer in layers:
-                if layer.parameter.requires_grad:
-                    layer.binary.clip_(layer.latent)
-            total += value.item()
-            if progress is not None:
-                progress(epoch, count, per_epoch, value.item())
-        if count != per_epoch:
-            raise ValueError(f"loader: {count} batches in epoch {epoch}, {per_epoch} at first")
-        return total / per_epoch
+    def step_loss(batch: Any) -> Tensor:
+        outputs = run_model(run_batch, model, batch)
+        value = loss_of(criterion, outputs, batch)
+        if teacher is None:
+            return value
+        wanted, classes = run_teacher(teacher, batch), 1 if loss is None else -1
+        apart = distance(outputs, wanted, temperature, classes)
+        return (1 - distillation) * value + distillation * apart
 
     given = [option is not None for option in (teacher, loss, evaluate, recalibrate)]
     settings = digest(
@@ -325,7 +301,9 @@ def finetune(
         for epoch in range(state["epoch"] + 1, epochs + 1):
             begun = time.perf_counter()
             with random_state_kept():
-                mean = train_epoch(epoch)
+                train_mode(model, freeze_batchnorm)
+                batches = seeded_batches(loader, seed, epoch)
+                mean = train_epoch(model, batches, step_loss, stepper, schedule, epoch, progress)
             set_codes(model)
             score, measures, left = *judge(), f"epoch {epoch}"
             if recalibrate is not None:
@@ -365,13 +343,13 @@ def finetune(
 
 def _check_objects(
     model: nn.Module,
-    layers: Sequence[Any],
     hardening: float,
     loader: Iterable[Any],
     teacher: nn.Module | None,
     recalibrate: Tensor | Iterable[Any] | None,
     checkpoint: str | PathLike | None,
 ) -> None:
+    layers = attached(model).values()
     if not layers:
         raise ValueError("the model has no attached layer: torch_glue.attach(model, run) first")
     if hardening and any(layer.binary.stochastic for layer in layers):

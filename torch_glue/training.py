@@ -1,9 +1,10 @@
-"""What a training loop needs beside the model: groups, schedule, batches, losses and scores."""
+"""A training loop's parts: groups, schedule, batches, losses, an epoch, scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,26 +103,84 @@ def train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
                 module.eval()
 
 
-def set_step(
-    stepper: torch.optim.Optimizer,
+@dataclass(frozen=True)
+class Schedule:
+    """What changes from step to step.
+
+    Attributes
+    ----------
+    per_epoch, steps : int
+        Steps of an epoch, and of all of them.
+    warmup : float
+        Share of all steps in which learning rates grow.
+    shares : list of float
+        Of filters binarised, in stages of equal length.
+    hardening : float
+        Share of all steps in which codes are soft.
+    """
+
+    per_epoch: int
+    steps: int
+    warmup: float
+    shares: list[float]
+    hardening: float
+
+    def set_step(self, stepper: torch.optim.Optimizer, model: nn.Module, done: int) -> None:
+        """The learning rates, share and hardness of the step that comes after ``done`` of them."""
+        done = min(done, self.steps - 1)
+        rise = self.warmup * self.steps
+        if done < rise:
+            factor = min(1.0, (done + 1) / rise)
+        else:
+            past = (done - rise) / max(1.0, self.steps - rise)
+            factor = 0.5 * (1 + math.cos(math.pi * past))
+        for group in stepper.param_groups:
+            group["lr"] = group["peak"] * factor
+        soft, (low, high) = self.hardening * self.steps, HARDNESS
+        hardness = low * (high / low) ** (done / soft) if done < soft else None
+        set_codes(model, self.shares[done * len(self.shares) // self.steps], hardness)
+
+
+def train_epoch(
     model: nn.Module,
-    done: int,
-    steps: int,
-    warmup: float,
-    shares: list[float],
-    hardening: float,
-) -> None:
-    """The learning rates, share and hardness of the step that comes after ``done`` of them."""
-    rise = warmup * steps
-    if done < rise:
-        factor = min(1.0, (done + 1) / rise)
-    else:
-        factor = 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1.0, steps - rise)))
-    for group in stepper.param_groups:
-        group["lr"] = group["peak"] * factor
-    soft, (low, high) = hardening * steps, HARDNESS
-    hardness = low * (high / low) ** (done / soft) if done < soft else None
-    set_codes(model, shares[done * len(shares) // steps], hardness)
+    batches: Iterable[Any],
+    step_loss: Callable[[Any], Tensor],
+    stepper: torch.optim.Optimizer,
+    schedule: Schedule,
+    epoch: int,
+    progress: Callable[[int, int, int, float], Any] | None = None,
+) -> float:
+    """One epoch, from 1 on, in the model's present mode; the mean loss.
+
+    Raises
+    ------
+    FloatingPointError
+        Where the loss is no longer finite.
+    ValueError
+        For another number of batches than the schedule's.
+    """
+    layers, total, count = attached(model).values(), 0.0, 0
+    for batch in batches:
+        schedule.set_step(stepper, model, (epoch - 1) * schedule.per_epoch + count)
+        count += 1
+        value = step_loss(to_device(batch, model))
+        if not value.isfinite():
+            raise FloatingPointError(
+                f"epoch {epoch}, step {count}: the loss is {value.item()}: use a smaller lr, if "
+                "all data are finite"
+            )
+        stepper.zero_grad()
+        value.backward()
+        stepper.step()
+        for layer in layers:
+            if layer.parameter.requires_grad:
+                layer.binary.clip_(layer.latent)
+        total += value.item()
+        if progress is not None:
+            progress(epoch, count, schedule.per_epoch, value.item())
+    if count != schedule.per_epoch:
+        raise ValueError(f"loader: {count} batches in epoch {epoch}, {schedule.per_epoch} at first")
+    return total / schedule.per_epoch
 
 
 def set_codes(model: nn.Module, share: float = 1.0, hardness: float | None = None) -> None:
