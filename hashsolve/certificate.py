@@ -153,9 +153,11 @@ def verify(
     tolerance = TOLERANCE * unit
     # large scales on codes that all but cancel: then the rounding of the sums themselves shows
     slack = tolerance + problem.rounding(weight) + centring
+    # whoever claims free scales can make that as large as any loss: it excuses little
+    excused = np.minimum(slack, INCONSISTENT * unit) if problem.free_scale else slack
     if claimed_loss is not None:
         claimed = _claim(claimed_loss, loss, "claimed loss", violations)
-        for bad in np.flatnonzero(~(np.abs(claimed - loss) <= slack)):
+        for bad in np.flatnonzero(~(np.abs(claimed - loss) <= excused)):
             violations.append(f"column {bad}: claims loss {claimed[bad]:.9g}, has {loss[bad]:.9g}")
     bound, bound_name = _bounds(problem)
     bound = bound - centring
@@ -168,11 +170,11 @@ def verify(
     unconfirmed = []
     if claimed_bound is not None:
         claimed = _claim(claimed_bound, bound, "claimed bound", violations)
-        unconfirmed = [int(t) for t in np.flatnonzero(~(claimed <= bound + slack))]
-        violations += _refuted(problem, codes, loss, slack, claimed, unconfirmed)
+        unconfirmed = [int(t) for t in np.flatnonzero(~(claimed <= bound + excused))]
+        violations += _refuted(problem, codes, loss, excused, claimed, unconfirmed)
     wanted = LEVELS.index(require)
     level = []
-    levels = local_levels(problem, codes, scales, loss, slack, require)
+    levels = local_levels(problem, codes, scales, loss, excused, require)
     for t, (reached, why) in enumerate(levels):
         sound = loss[t] >= bound[t] - slack[t]
         if reached == wanted - 1 and require == "optimal" and sound:
@@ -183,7 +185,7 @@ def verify(
         level.append(LEVELS[reached])
         if reached < wanted:
             violations.append(f"column {t}: {why}")
-    unconfirmed = [t for t in unconfirmed if not claimed[t] <= bound[t] + slack[t]]
+    unconfirmed = [t for t in unconfirmed if not claimed[t] <= bound[t] + excused[t]]
     return Certificate(
         require=require,
         inputs=problem.inputs,
@@ -240,7 +242,7 @@ def _refuted(
     if not columns:
         return []
     best = loss[columns]
-    if problem.select(columns).energy.any() or not problem.free_scale:
+    if problem.energy[columns].any() or not problem.free_scale:
         start, control = codes[..., columns], Control("fast")
         found = solve_sums(problem.select(columns), "auto", start, control)
         best = np.minimum(best, found.loss)
@@ -271,6 +273,8 @@ def _prove(
     """A better bound for one column by exact search; what stands against its optimality, if any."""
     if loss - bound <= tolerance:
         return bound, ""
+    if problem.free_scale and not problem.energy[t]:
+        return bound, f"not optimal: a scale of 0 loses nothing, this one {loss:.9g}"
     start, control = codes[:, t : t + 1], Control("thorough")
     found = solve_sums(problem.select([t]), "exact", start, control)
     bound = max(bound, float(found.lower_bound[0]))

@@ -197,6 +197,28 @@ def test_rounding_of_the_sums_is_no_violation_and_no_proof(rng):
     assert not hs.verify(p, s.codes, s.scales, require="optimal").ok
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e7])
+def test_codes_that_cancel_at_a_large_scale_are_no_solution(rng, scale):
+    inputs = np.repeat(rng.standard_normal((1, 50)), 2, axis=0)
+    p = hs.Problem.from_arrays(inputs, np.ones((2, 1)))
+    found = hs.verify(p, [[1], [-1]], [scale], require="two_flip")
+    assert not found.ok and found.level in (["valid"], ["dcc"])
+    claims = {"claimed_loss": p.energy - 1.0, "claimed_bound": 0.9 * p.energy}
+    found = hs.verify(p, [[1], [-1]], [scale], require="valid", **claims)
+    loss, bound = found.violations
+    assert "claims loss" in loss and "claims that nothing loses less" in bound
+
+
+def test_a_column_without_energy_is_no_error():
+    p = hs.Problem(gram=[[1, 1], [1, 1 + 2e-14]], cross=[[1, 0], [1, 0]], energy=[1, 0])
+    found = hs.verify(p, [[1, 1], [1, -1]], [0.5, 1.0], require="optimal")
+    assert len(found.violations) == 1 and found.violations[0].startswith("column 1: ")
+    found = hs.verify(p, [[1, 1], [1, 1]], [0.5, 0.0], claimed_bound=[0.0, 1.0])
+    assert found.violations == [
+        "column 1: claims that nothing loses less than 1, but codes that lose 0 exist"
+    ]
+
+
 def test_unknown_level(solved):
     p, s = solved
     with pytest.raises(ValueError, match=r"require: 'oneflip' is not one of .*'one_flip'"):
