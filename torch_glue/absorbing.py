@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from torch_glue.filters import LAYERS, as_rows, binary_scales, transposed_groups
 from torch_glue.own_forwards import has_own_forward
@@ -42,8 +45,9 @@ def absorb_scales(
     takes the mean (μ − bias) / α and the variance (σ² + ε) / α² − ε. Where that is negative or not
     finite, or α is 0, α is folded into its weight γ instead.
 
-    Tracing runs the model's own code on stand-ins. What hooks do between a layer and its BatchNorm
-    is not looked at.
+    Tracing runs the model's own code on stand-ins; attributes and buffers that it sets are put
+    back. What hooks do between a layer and its BatchNorm is not looked at, nor along which axis
+    that normalises: it is taken to be the filters'.
 
     Parameters
     ----------
@@ -96,10 +100,14 @@ def absorb_scales(
             "no layer's weight is exactly ±α in each filter: binarise first, and detach(model)"
         )
     for name in scales:
-        weight = modules[name].weight
-        for other, module in modules.items():
-            if other not in scales and any(p is weight for p in module.parameters(recurse=False)):
-                raise ValueError(f"{name}: shares its weight with {other}, which would change too")
+        for kind in ("weight", "bias"):
+            own = getattr(modules[name], kind)
+            for other, module in modules.items():
+                shared = own is not None and any(p is own for p in module._parameters.values())
+                if shared and other not in scales:
+                    raise ValueError(
+                        f"{name}: shares its {kind} with {other}, which would change too"
+                    )
     found = _followers(model, scales) if followers is None else dict(followers)
     folded = [_folded(modules, name, alpha, found.get(name)) for name, alpha in scales.items()]
     for follower, count in Counter(found[name] for name in scales).items():
@@ -127,19 +135,73 @@ class _Tracer(fx.Tracer):
         return left_out or not has_own_forward(m)
 
 
-def _traced(model: nn.Module, layers: Iterable[str]) -> fx.Graph:
-    """The graph of a model in eval mode, as what follows a layer may depend on the mode."""
-    with evaluating(model):
+class _Uses(TorchFunctionMode):
+    """Notes of which layers a parameter is taken, by torch, for more than a description of it.
+
+    Tracing itself sees only those that forwards read as an attribute of their module.
+    """
+
+    def __init__(self, layers: dict[int, str]):
+        super().__init__()
+        self.layers, self.used = layers, set[str]()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Call a function of torch."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if any(isinstance(value, (Tensor, fx.Proxy)) for value in tree_leaves(result)):
+            given = {id(value) for value in tree_leaves((args, kwargs))}
+            self.used |= {name for key, name in self.layers.items() if key in given}
+        return result
+
+
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """Afterwards all modules' attributes and the values of buffers are what they were."""
+    kept = []
+    for module in model.modules():
+        attributes = vars(module)
+        parts = ("_parameters", "_buffers", "_modules")
+        held = [(d, dict(d)) for part in parts if isinstance(d := attributes.get(part), dict)]
+        kept += [*held, (attributes, dict(attributes))]
+    buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
+    try:
+        yield
+    finally:
+        for changed, as_it_was in kept:
+            changed.clear()
+            changed.update(as_it_was)
+        for buffer, version, value in buffers:
+            if buffer._version != version:
+                buffer.copy_(value)
+
+
+def _traced(model: nn.Module, layers: Iterable[str]) -> tuple[fx.Graph, set[str]]:
+    """The graph of a model in eval mode, as what follows a layer may depend on the mode; and the
+    layers of which a parameter is used without being read as an attribute.
+
+    It is not of a copy, since many models cannot be copied.
+    """
+    parameters = {
+        id(p): name for name in layers for p in model.get_submodule(name)._parameters.values()
+    }
+
+    def trace(tracer: fx.Tracer) -> tuple[fx.Graph, set[str]]:
+        with evaluating(model), _as_before(model), _Uses(parameters) as uses:
+            return tracer.trace(model), uses.used
+
+    try:
+        return trace(_Tracer())
+    except Exception:  # perhaps a forward, of a layer not asked about, that cannot be traced
         try:
-            return _Tracer().trace(model)
-        except Exception:  # perhaps a forward, of a layer not asked about, that cannot be traced
-            try:
-                return _Tracer(layers).trace(model)
-            except Exception as error:  # tracing runs the model's own code on stand-ins
-                raise ValueError(
-                    f"the model cannot be traced ({type(error).__name__}: {error}); name what "
-                    "follows each layer, by followers={'conv1': 'bn1'}"
-                ) from error
+            return trace(_Tracer(layers))
+        except Exception as error:  # tracing runs the model's own code on stand-ins
+            raise ValueError(
+                f"the model cannot be traced ({type(error).__name__}: {error}); name what "
+                "follows each layer, by followers={'conv1': 'bn1'}"
+            ) from error
 
 
 def _is_description(node: fx.Node) -> bool:
@@ -171,7 +233,8 @@ def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
 def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
     """The BatchNorm that alone takes the output of each layer, by tracing."""
     modules = dict(model.named_modules())
-    nodes = _traced(model, layers).nodes
+    graph, used = _traced(model, layers)
+    nodes = graph.nodes
     calls = Counter(
         name or node.target
         for node in nodes
@@ -184,7 +247,8 @@ def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
         for name in [str(node.target).rpartition(".")[0]]
         if not all(_is_description(user) or _layer_of(user, modules) == name for user in node.users)
     }
-    if used := read.intersection(layers):
+    used |= read.intersection(layers)
+    if used:
         raise ValueError(
             f"{min(used)}: its weight or bias is used in other ways than in one call of torch's, "
             f"where it would change too: {_LEAVE}"

@@ -138,6 +138,10 @@ def test_where_nothing_can_absorb_the_model_is_left_alone():
     binary(tied, ["0"])
     tied[2].weight = tied[0].weight
     refused("0: shares its weight with 2", tied)
+    for place in (1, 2):
+        tied = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+        tied[place].bias = binary(tied, ["0"])[0].bias
+        refused(f"0: shares its bias with {place}", tied, layers=["0"])
 
     class Twice(Net):
         def forward(self, x):
@@ -313,6 +317,73 @@ def test_a_layer_that_reads_another_ones_weight_is_seen():
     binary(model, ["0"])
     with pytest.raises(ValueError, match="0: its weight or bias is used in other ways"):
         torch_glue.absorb_scales(model, ["0"])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda self: sum(p.abs().sum() for p in self.layer.parameters()),
+        lambda self: self.kept[0].abs().sum(),
+        lambda self: self.kept[0].data[0, 0],
+    ],
+)
+def test_a_weight_that_is_no_attribute_where_it_is_used_is_seen(use):
+    class Using(Holding):
+        def forward(self, x):
+            return super().forward(x) + use(self)
+
+    with pytest.raises(ValueError, match="layer: its weight or bias is used in other ways"):
+        torch_glue.absorb_scales(binary(Using(), ["layer"]))
+
+
+def test_types_of_parameters_are_no_use_of_them():
+    class Casting(Holding):
+        def forward(self, x):
+            first = next(self.layer.parameters())
+            assert first.is_floating_point() and first.size(0) == len(first) == 3
+            return super().forward(x.to(first.dtype).to(first.device))
+
+    same_after_absorbing(binary(Casting(), ["layer"]), torch.randn(6, 4), {"layer": "norm"})
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_what_forwards_keep_is_as_before_tracing(traceable):
+    class Keeping(Holding):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.number = 0
+
+        def forward(self, x):
+            self.calls += 1
+            self.number += 1
+            self.shape, self.kept = x.shape, self.layer(x * torch.tensor([1.0, 2, 3, 4]))
+            y = self.norm(self.kept)
+            return y if traceable or y.sum() > 0 else -y
+
+    model = binary(Keeping(), ["layer"])
+    names = set(vars(model)), set(vars(model.layer))
+    if traceable:
+        same_after_absorbing(model, torch.randn(6, 4), {"layer": "norm"})
+        assert model.calls == model.number == 2
+        return
+    with pytest.raises(ValueError, match="cannot be traced"):
+        torch_glue.absorb_scales(model)
+    assert model.calls == model.number == 0 and isinstance(model.kept, list)
+    assert (set(vars(model)), set(vars(model.layer))) == names
+    copy.deepcopy(model)
+
+
+class Holding(nn.Module):
+    """A layer, its BatchNorm, and the weight in a list too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 3), lively(nn.BatchNorm1d(3))
+        self.kept = [self.layer.weight]
+
+    def forward(self, x):
+        return self.norm(self.layer(x))
 
 
 def test_reading_the_shape_of_an_output_is_no_use_of_it():
