@@ -85,9 +85,10 @@ def positive(value: Any, name: str, unit: str = "") -> float:
 
 
 def number(value: Any, name: str, most: float = np.inf) -> float:
-    """A finite number from 0 to ``most``, of any type that float takes but text, as float."""
+    """A finite number from 0 to ``most``, of any type that float takes but text and bool."""
+    refused = (str, bytes, bytearray, bool, np.bool_, complex, np.complexfloating)
     try:
-        result = np.nan if isinstance(value, (str, complex)) else float(value)
+        result = np.nan if isinstance(value, refused) else float(value)
     except (TypeError, ValueError, OverflowError):
         result = np.nan
     if not 0 <= result <= most or result == np.inf:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import data
@@ -244,9 +243,18 @@ def finetune(
     warmup = checks.number(warmup, "warmup", 1)
     hardening = checks.number(hardening, "hardening", 1)
     temperature = checks.positive(checks.number(temperature, "temperature"), "temperature")
-    shares = [checks.number(share, "shares", 1) for share in np.atleast_1d(np.asarray(shares))]
+    shares = [checks.number(share, "shares", 1) for share in _listed(shares)]
     if not shares or 0 in shares:
         raise ValueError(f"shares: must be in (0, 1], got {shares}")
+    calls = {"optimizer": optimizer, "loss": loss, "evaluate": evaluate, "progress": progress}
+    for name, call in calls.items():
+        if call is not None and not callable(call):
+            raise ValueError(f"{name}: must be callable, got a {type(call).__name__}")
+    if isinstance(loss, nn.modules.loss._Loss):
+        raise ValueError(
+            "loss: it is called with the outputs and the whole batch: lambda outputs, batch: "
+            f"{type(loss).__name__}()(outputs, batch[1])"
+        )
     _check_objects(model, hardening, loader, teacher, recalibrate, checkpoint)
     with random_state_kept():
         first = itertools.islice(seeded_batches(loader, seed, 0), PROBE if evaluate is None else 0)
@@ -268,7 +276,7 @@ def finetune(
             return evaluated(evaluate(model))
 
     def step_loss(batch: Any) -> Tensor:
-        outputs = run_model(run_batch, model, batch)
+        outputs = run_model(run_batch, model, batch, "loader: the model")
         value = loss_of(criterion, outputs, batch)
         if teacher is None:
             return value
@@ -341,6 +349,12 @@ def finetune(
     return result
 
 
+def _listed(shares: Any) -> list[Any]:
+    """One number as a list of one, else its items."""
+    one = getattr(shares, "ndim", None) == 0 or not isinstance(shares, Iterable)
+    return [shares] if one else list(shares)
+
+
 def _check_objects(
     model: nn.Module,
     hardening: float,
@@ -362,6 +376,9 @@ def _check_objects(
             "batch_size=None where its items are batches"
         )
     for name, batches in (("loader", loader), ("recalibrate", recalibrate)):
+        iterable = any(hasattr(batches, method) for method in ("__iter__", "__getitem__"))
+        if batches is not None and not iterable:
+            raise ValueError(f"{name}: must give batches, got a {type(batches).__name__}")
         if isinstance(batches, Iterator):
             raise ValueError(
                 f"{name}: this iterator can be gone through only once, but each epoch needs a "

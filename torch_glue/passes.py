@@ -72,8 +72,16 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     return model(batch[0] if isinstance(batch, (list, tuple)) else batch)
 
 
-def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Any:
-    """One forward pass of a batch, which is brought to the model's device first."""
+def run_model(
+    forward: Callable[[nn.Module, Any], Any],
+    model: nn.Module,
+    batch: Any,
+    who: str = "images: the model",
+) -> Any:
+    """One forward pass of a batch, which is brought to the model's device first.
+
+    Errors of what it is given start with ``who``.
+    """
     batch = to_device(batch, model)
     try:
         return forward(model, batch)
@@ -84,13 +92,13 @@ def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch:
         if f"{name}() missing" not in str(error):
             raise
         raise ValueError(
-            f"images: the model takes more than a batch gives ({error}); give batches that are "
+            f"{who} takes more than a batch gives ({error}); give batches that are "
             "mappings of its arguments"
         ) from error
     except RuntimeError as error:
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        if not isinstance(first, Tensor):
-            raise
+        if type(error) is not RuntimeError or not isinstance(first, Tensor):
+            raise  # memory that does not suffice, for one
         integer = not first.is_floating_point()
         mend = (
             "convert them as for training, such as images.float() / 255"
@@ -98,8 +106,7 @@ def run_model(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch:
             else ("give them in the shape and dtype that the model was trained on")
         )
         raise (ValueError if integer else RuntimeError)(
-            f"images: the model does not take {first.dtype} of shape {tuple(first.shape)} "
-            f"({error}); {mend}"
+            f"{who} does not take {first.dtype} of shape {tuple(first.shape)} ({error}); {mend}"
         ) from error
 
 

@@ -68,8 +68,11 @@ def cross_entropy(outputs: Any, batch: Any) -> Tensor:
 def loss_of(criterion: Callable[[Any, Any], Tensor], outputs: Any, batch: Any) -> Tensor:
     """What the criterion gives, if it is one number."""
     value = criterion(outputs, batch)
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+    else:
+        kind = f"{value.dtype} of shape {tuple(value.shape)}"
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
         raise ValueError(f"loss: must give one number, as a tensor, got {kind}")
     return value.reshape(())
 
@@ -77,7 +80,7 @@ def loss_of(criterion: Callable[[Any, Any], Tensor], outputs: Any, batch: Any) -
 def run_teacher(teacher: nn.Module, batch: Any) -> Tensor:
     """The teacher's outputs, in eval mode, without gradients."""
     with evaluating(teacher):
-        return run_model(run_batch, teacher, batch)
+        return run_model(run_batch, teacher, batch, "teacher: it")
 
 
 def distance(outputs: Any, wanted: Any, temperature: float, classes: int = -1) -> Tensor:
@@ -86,6 +89,11 @@ def distance(outputs: Any, wanted: Any, temperature: float, classes: int = -1) -
     if not isinstance(outputs, Tensor) or not isinstance(wanted, Tensor):
         kind = type(outputs if isinstance(wanted, Tensor) else wanted).__name__
         raise ValueError(f"distillation: needs outputs that are one tensor, got {kind}")
+    if outputs.shape != wanted.shape:
+        raise ValueError(
+            f"teacher: its outputs have shape {tuple(wanted.shape)}, the model's "
+            f"{tuple(outputs.shape)}: distillation needs the same"
+        )
     student, target = (
         (values.movedim(classes, -1) / temperature).log_softmax(-1).flatten(0, -2)
         for values in (outputs, wanted)
@@ -164,6 +172,8 @@ def train_epoch(
         schedule.set_step(stepper, model, (epoch - 1) * schedule.per_epoch + count)
         count += 1
         value = step_loss(to_device(batch, model))
+        if not value.requires_grad:
+            raise ValueError("loss: has no gradient: compute it from the model's outputs")
         if not value.isfinite():
             raise FloatingPointError(
                 f"epoch {epoch}, step {count}: the loss is {value.item()}: use a smaller lr, if "
@@ -227,7 +237,10 @@ def mean_loss(
 ) -> float:
     """Over whole batches, in the model's present mode."""
     parts = [to_device(batch, model) for batch in batches]
-    losses = [loss_of(criterion, run_model(run_batch, model, part), part) for part in parts]
+    losses = [
+        loss_of(criterion, run_model(run_batch, model, part, "loader: the model"), part)
+        for part in parts
+    ]
     return float(torch.stack(losses).double().mean())
 
 

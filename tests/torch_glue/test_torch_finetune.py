@@ -547,6 +547,19 @@ def test_latents_are_clipped_after_each_step():
         ("teacher: must be a torch.nn.Module, got a function", {"teacher": lambda x: x}),
         (r"loss: must give one number.* shape \(16, 2\)", {"loss": lambda outputs, _: outputs}),
         ("loss: must give one number.* got float", {"loss": lambda outputs, _: 1.0}),
+        ("loss: must give one number.*complex", {"loss": lambda y, _: y.sum().to(torch.cfloat)}),
+        ("loss: has no gradient", {"loss": lambda outputs, _: torch.tensor(1.0)}),
+        (r"lambda outputs, batch: MSELoss\(\)\(outputs, batch\[1\]\)", {"loss": nn.MSELoss()}),
+        ("loss: must be callable, got a str", {"loss": "mse"}),
+        ("evaluate: must be callable, got a str", {"evaluate": "top1"}),
+        ("optimizer: must be callable, got a SGD", {"optimizer": torch.optim.SGD([torch.ones(1)])}),
+        ("progress: must be callable, got a bool", {"progress": True}),
+        ("recalibrate: must give batches, got a int", {"recalibrate": 5}),
+        ("shares", {"shares": [[0.5], [0.5, 1]]}),
+        ("^lr: must be a number >= 0, got True", {"lr": True}),
+        ("^lr: .* got b'1'", {"lr": b"1"}),
+        ("^lr: ", {"lr": np.complex64(1)}),
+        (r"teacher: its outputs have shape \(16, 1\)", {"teacher": nn.Linear(6, 1)}),
     ],
 )
 def test_settings_that_cannot_be_used(match, options):
@@ -574,6 +587,8 @@ def test_numbers_may_be_of_any_kind():
 def test_models_and_loaders_that_cannot_be_used():
     with pytest.raises(ValueError, match="no attached layer"):
         torch_glue.finetune(nn.Linear(6, 2), make_loader())
+    with pytest.raises(ValueError, match="loader: must give batches, got a int"):
+        torch_glue.finetune(make_model(), 5)
     with pytest.raises(ValueError, match="no batches"):
         torch_glue.finetune(make_model(), [])
     with pytest.raises(ValueError, match="only once"):
@@ -581,6 +596,8 @@ def test_models_and_loaders_that_cannot_be_used():
     samples = torch.utils.data.TensorDataset(torch.randn(4, 6), torch.zeros(4).long())
     with pytest.raises(ValueError, match="loader: give batches: a torch"):
         torch_glue.finetune(make_model(), samples)
+    with pytest.raises(RuntimeError, match=r"^teacher: it does not take .* of shape \(16, 6\)"):
+        torch_glue.finetune(make_model(), make_loader(), teacher=nn.Linear(5, 2))
     mapped = [{"input": torch.randn(4, 6)}]
     with pytest.raises(ValueError, match=r"loss: by default it is of batches .* got dict and Tens"):
         torch_glue.finetune(make_model(), mapped)

@@ -13,7 +13,7 @@ from torch_support import Wandering, content, mlp, record, small_images, small_n
 
 import hashsolve
 from torch_glue import TorchNetwork
-from torch_glue.passes import batches_of, to_device
+from torch_glue.passes import batches_of, run_batch, run_model, to_device
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 PLAIN = [
@@ -293,3 +293,13 @@ def test_an_array_that_cannot_be_written_to_is_copied():
     assert np.array_equal(locked, array)
     for one, other in zip(batches_of(locked), batches_of(array), strict=True):
         assert torch.equal(one, other)
+
+
+def test_memory_that_does_not_suffice_is_told_as_such():
+    def forward(model, batch):
+        raise torch.OutOfMemoryError("no more")
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"^no more$"):
+        run_model(forward, nn.Linear(2, 2), torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match=r"^loader: it does not take .* of shape \(1, 3\)"):
+        run_model(run_batch, nn.Linear(2, 2), torch.ones(1, 3), "loader: it")
