@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import torch
+from resnet20 import MEAN, STD
 from torch import Tensor, nn
 
 import torch_glue
@@ -54,6 +55,11 @@ OPTIONS = [
         "--mirrored-teacher", is_flag=True, help="Its mean over an image and the mirror image."
     ),
     click.option(
+        "--shifted-teacher",
+        is_flag=True,
+        help="Its mean over four shifts by a pixel, two of them of the mirror image.",
+    ),
+    click.option(
         "--mixed", is_flag=True, help="Train in bfloat16 where autocast says so, measure without."
     ),
     click.option("--freeze-batchnorm", is_flag=True),
@@ -74,6 +80,26 @@ class Mirrored(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Outputs for images whose last axis is their width."""
         return (self.network(images) + self.network(images.flip(-1))) / 2
+
+
+class Shifted(nn.Module):
+    """A network whose outputs are the mean over an image and its mirror image, each moved by a
+    pixel into two corners, and black where it was."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        black = -torch.tensor(MEAN) / torch.tensor(STD)
+        self.register_buffer("black", black[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs for images of three colours, normalised."""
+        padded = nn.functional.pad(images - self.black, (1, 1, 1, 1)) + self.black
+        mirrored = padded.flip(-1)
+        high, low = slice(0, -2), slice(2, None)
+        views = (padded[..., high, high], padded[..., low, low])
+        views += (mirrored[..., high, low], mirrored[..., low, high])
+        return sum(self.network(view) for view in views) / len(views)
 
 
 class Mixed(nn.Module):
@@ -100,6 +126,8 @@ class Row:
     """One row: its options, and its files in a folder."""
 
     def __init__(self, context: click.Context, folder: Path, skip: Iterable[str], row: dict):
+        if row["mirrored_teacher"] and row["shifted_teacher"]:
+            raise click.UsageError("--mirrored-teacher, --shifted-teacher: give one of them")
         chosen = {  # what differs from the defaults names the row, so that new options rename none
             key: value
             for key, value in row.items()
@@ -139,7 +167,9 @@ class Row:
         result = {**row, "full_precision": say(full.eval()), "threads": torch.get_num_threads()}
         if row["start"] != "full":
             model, made = self._start(full, calibration)
-            teacher = Mirrored(full) if row["mirrored_teacher"] else full
+            teacher = full
+            if row["mirrored_teacher"] or row["shifted_teacher"]:
+                teacher = (Shifted if row["shifted_teacher"] else Mirrored)(full)
             if teacher is not full:
                 result["teacher"] = say(teacher.eval())
             if row["compile"]:

@@ -108,6 +108,23 @@ def test_a_mirrored_teacher_says_the_same_of_an_image_and_of_its_mirror_image():
     assert not torch.allclose(outputs, network(images))
 
 
+def test_a_shifted_teacher_says_the_mean_of_four_views():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 20, 3))
+    pixels = torch.randint(256, (2, 4, 5, 3), dtype=torch.uint8)
+    views = []
+    for rows_, columns, mirrored in ((1, 1, 0), (-1, -1, 0), (1, -1, 1), (-1, 1, 1)):
+        view = torch.zeros_like(pixels)
+        for i in range(4):
+            for j in range(5):
+                if 0 <= i - rows_ < 4 and 0 <= j - columns < 5:
+                    source = pixels[:, i - rows_]
+                    source = source.flip(1) if mirrored else source
+                    view[:, i, j] = source[:, j - columns]
+        views.append(network(cifar10.normalised(view)))
+    outputs = rows.Shifted(network)(cifar10.normalised(pixels))
+    torch.testing.assert_close(outputs, sum(views) / 4)
+
+
 def test_mixed_precision_keeps_weights_gradients_and_outputs_in_float32():
     network = torch.nn.Sequential(torch.nn.Linear(24, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
     hidden = []
@@ -184,6 +201,13 @@ def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
         lambda *args, teacher, **more: seen.append(teacher) or finetune(*args, **more),
     )
     assert run("--epochs", "1", "--mirrored-teacher").exit_code == 0
+    assert run("--epochs", "1", "--shifted-teacher").exit_code == 0
+    assert run("--mirrored-teacher", "--shifted-teacher").exit_code == 2
     assert run("--epochs", "1", "--seed", "1").exit_code == 0
     assert run("--epochs", "1", "--mixed").exit_code == 0
-    assert [type(teacher) for teacher in seen] == [rows.Mirrored, cifar10.VGG9, rows.Mixed]
+    assert [type(teacher) for teacher in seen] == [
+        rows.Mirrored,
+        rows.Shifted,
+        cifar10.VGG9,
+        rows.Mixed,
+    ]
