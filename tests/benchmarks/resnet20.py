@@ -90,6 +90,22 @@ def load_images(name: str, count: int | None = None) -> tuple[torch.Tensor, torc
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None], labels
 
 
+def shifted(images: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Normalised images, each shifted by up to so many pixels at random, black where it was."""
+    black = (-torch.tensor(MEAN) / torch.tensor(STD))[:, None, None]
+    padded = nn.functional.pad(images - black, (pixels,) * 4) + black
+    corners = torch.randint(
+        2 * pixels + 1, (len(images), 2), generator=torch.Generator().manual_seed(0)
+    )
+    height, width = images.shape[-2:]
+    return torch.stack(
+        [
+            image[:, down : down + height, right : right + width]
+            for image, (down, right) in zip(padded, corners.tolist(), strict=True)
+        ]
+    )
+
+
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Top-1, per cent."""
     with torch.no_grad():
@@ -122,6 +138,7 @@ def agreement(model: nn.Module, full: nn.Module, images: torch.Tensor) -> dict[s
 @click.option("--fixed-scales", type=float, help="Instead of scales that are found.")
 @click.option("--refit", is_flag=True, help="Fit the classifier to what it is given then.")
 @click.option("--recalibrate", is_flag=True, help="Estimate BatchNorm anew afterwards.")
+@click.option("--shift", default=0, help="Pixels by which images for BatchNorm are shifted.")
 @click.option("--all-layers", is_flag=True, help="The first convolution and the classifier too.")
 @click.option("--seed", default=0)
 @click.option("--held-out", is_flag=True, help="Measure on training images, without labels.")
@@ -132,6 +149,7 @@ def main(
     intercept: bool,
     refit: bool,
     recalibrate: bool,
+    shift: int,
     all_layers: bool,
     held_out: bool,
     run_dir: str | None,
@@ -160,7 +178,7 @@ def main(
         if refit:
             torch_glue.refit(model, full, calibration, ["linear"])
         if recalibrate:
-            torch_glue.recalibrate_batchnorm(model, calibration.split(256))
+            torch_glue.recalibrate_batchnorm(model, shifted(calibration, shift).split(256))
         seconds = time.perf_counter() - begun
     print(run.report, file=sys.stderr)
     result = options | {
@@ -169,6 +187,7 @@ def main(
         "intercept": intercept,
         "refit": refit,
         "recalibrate": recalibrate,
+        "shift": shift,
         "all_layers": all_layers,
         "mean_relative_error": run.report.summary["mean_relative_error"],
         "seconds": round(seconds, 1),

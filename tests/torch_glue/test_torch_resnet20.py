@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from resnet20 import accuracy, load_images, load_model
+from resnet20 import accuracy, load_images, load_model, shifted
 
 import torch_glue
 
@@ -57,3 +57,15 @@ def test_accuracy(resnet20, tmp_path, method, propagation, error, low, high):
     assert run.report.summary["mean_relative_error"] == pytest.approx(error, abs=0.003)
     # all 4,000: the first 1,000 are harder than the rest (90.8 against 92.0 in full precision)
     assert low <= accuracy(model, *images("test")) <= high
+
+
+@pytest.mark.slow
+def test_batchnorm_needs_images_as_in_training(resnet20):
+    model, images = resnet20
+    (inputs, labels), calibration = images("test", 1000), images("train", 2048)[0]
+    known = accuracy(model, inputs, labels)
+    found = {}
+    for pixels in (0, 4):
+        torch_glue.recalibrate_batchnorm(model, shifted(calibration, pixels).split(256))
+        found[pixels] = accuracy(model, inputs, labels)
+    assert found[4] > known - 1 and found[0] < known - 1.5
