@@ -86,10 +86,11 @@ def positive(value: Any, name: str, unit: str = "") -> float:
 
 def number(value: Any, name: str, most: float = np.inf) -> float:
     """A finite number from 0 to ``most``, of any type that float takes but text and bool."""
-    refused = (str, bytes, bytearray, bool, np.bool_, complex, np.complexfloating)
+    kind = getattr(getattr(value, "dtype", None), "kind", None)  # of NumPy's numbers and arrays
+    refused = isinstance(value, (str, bytes, bytearray, bool, complex)) or kind in tuple("bcSU")
     try:
-        result = np.nan if isinstance(value, refused) else float(value)
-    except (TypeError, ValueError, OverflowError):
+        result = np.nan if refused else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         result = np.nan
     if not 0 <= result <= most or result == np.inf:
         limit = ">= 0" if most == np.inf else f"in [0, {most}]"

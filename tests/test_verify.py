@@ -209,6 +209,20 @@ def test_codes_that_cancel_at_a_large_scale_are_no_solution(rng, scale):
     assert "claims loss" in loss and "claims that nothing loses less" in bound
 
 
+def test_energies_that_are_nearly_all_mean_are_no_violation():
+    failed = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        inputs = rng.standard_normal((6, 40)) + 1e6
+        inputs[1], inputs[3] = inputs[0] * (1 + 3e-9), inputs[2]
+        target = (inputs[0] - inputs[1])[:, None]
+        p = hs.Problem.from_arrays(inputs, target=target, intercept=True, bases=2)
+        s = hs.solve(p, "dcc")
+        claims = {"claimed_loss": s.loss, "claimed_bound": s.lower_bound}
+        failed += hs.verify(p, s.codes, s.scales, require="valid", **claims).violations
+    assert not failed
+
+
 def test_a_column_without_energy_is_no_error():
     p = hs.Problem(gram=[[1, 1], [1, 1 + 2e-14]], cross=[[1, 0], [1, 0]], energy=[1, 0])
     found = hs.verify(p, [[1, 1], [1, -1]], [0.5, 1.0], require="optimal")

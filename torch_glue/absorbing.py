@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -46,8 +47,8 @@ def absorb_scales(
     finite, or α is 0, α is folded into its weight γ instead.
 
     Tracing runs the model's own code on stand-ins; attributes and buffers that it sets are put
-    back. What hooks do between a layer and its BatchNorm is not looked at, nor along which axis
-    that normalises: it is taken to be the filters'.
+    back, but for what it adds to lists and the like. What hooks do between a layer and its
+    BatchNorm is not looked at, nor along which axis that normalises: it should be the filters'.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def absorb_scales(
         )
     for name in scales:
         for kind in ("weight", "bias"):
-            own = getattr(modules[name], kind)
+            own = modules[name]._parameters.get(kind)
             for other, module in modules.items():
                 shared = own is not None and any(p is own for p in module._parameters.values())
                 if shared and other not in scales:
@@ -135,6 +136,15 @@ class _Tracer(fx.Tracer):
         return left_out or not has_own_forward(m)
 
 
+_FRESH = (
+    *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+    *("zeros_like", "ones_like", "empty_like", "full_like"),
+)
+"""Functions that take no values of their tensor."""
+_READ = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "equal")
+"""Functions that take its values, and give no tensor."""
+
+
 class _Uses(TorchFunctionMode):
     """Notes of which layers a parameter is taken, by torch, for more than a description of it.
 
@@ -150,8 +160,9 @@ class _Uses(TorchFunctionMode):
     ) -> Any:
         """Call a function of torch."""
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if any(isinstance(value, (Tensor, fx.Proxy)) for value in tree_leaves(result)):
+        result, name = func(*args, **kwargs), getattr(func, "__name__", "")
+        gives = any(isinstance(value, (Tensor, fx.Proxy)) for value in tree_leaves(result))
+        if (gives and name not in _FRESH) or name in _READ:
             given = {id(value) for value in tree_leaves((args, kwargs))}
             self.used |= {name for key, name in self.layers.items() if key in given}
         return result
@@ -166,7 +177,11 @@ def _as_before(model: nn.Module) -> Iterator[None]:
         parts = ("_parameters", "_buffers", "_modules")
         held = [(d, dict(d)) for part in parts if isinstance(d := attributes.get(part), dict)]
         kept += [*held, (attributes, dict(attributes))]
-    buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
+    buffers = [
+        (buffer, buffer._version, buffer.clone())
+        for buffer in model.buffers()
+        if not is_lazy(buffer) and not buffer.is_inference()
+    ]
     try:
         yield
     finally:
@@ -185,7 +200,9 @@ def _traced(model: nn.Module, layers: Iterable[str]) -> tuple[fx.Graph, set[str]
     It is not of a copy, since many models cannot be copied.
     """
     parameters = {
-        id(p): name for name in layers for p in model.get_submodule(name)._parameters.values()
+        id(parameter): name
+        for name in layers
+        for parameter in model.get_submodule(name).parameters(recurse=False)  # no None
     }
 
     def trace(tracer: fx.Tracer) -> tuple[fx.Graph, set[str]]:
@@ -204,12 +221,15 @@ def _traced(model: nn.Module, layers: Iterable[str]) -> tuple[fx.Graph, set[str]
             ) from error
 
 
-def _is_description(node: fx.Node) -> bool:
+def _is_description(node: fx.Node, tensor: fx.Node) -> bool:
     """Whether a use of a tensor leaves its values aside."""
     if node.op not in ("call_function", "call_method"):
         return False
     asked = node.args[1] if node.target is getattr else node.target
-    return asked in ("dtype", "device", "shape", "ndim", "dim", "size")
+    if asked in ("to", "type_as"):  # another tensor, as this one
+        return node.args[0] is not tensor
+    names = ("dtype", "device", "shape", "ndim", "dim", "size", *_FRESH)
+    return asked in names or getattr(asked, "__name__", None) in _FRESH
 
 
 def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
@@ -245,7 +265,9 @@ def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
         for node in nodes
         if node.op == "get_attr"
         for name in [str(node.target).rpartition(".")[0]]
-        if not all(_is_description(user) or _layer_of(user, modules) == name for user in node.users)
+        if not all(
+            _is_description(user, node) or _layer_of(user, modules) == name for user in node.users
+        )
     }
     used |= read.intersection(layers)
     if used:
@@ -258,7 +280,7 @@ def _followers(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
         name = _layer_of(node, modules)
         if name is None or name not in layers:
             continue
-        users = [user for user in node.users if not _is_description(user)]
+        users = [user for user in node.users if not _is_description(user, node)]
         if len(users) != 1 or users[0].op != "call_module" or calls[name] > 1:
             takers = ", ".join(str(user) for user in users) or "nothing"
             raise ValueError(
@@ -284,6 +306,8 @@ def _folded(
         )
     if norm.num_features != len(alpha):
         raise ValueError(f"{follower}: has {norm.num_features} features, {name} {len(alpha)}")
+    if layer.bias is not None and layer._parameters.get("bias") is None:
+        raise ValueError(f"{name}: its bias is parametrized: make it a plain one first")
     alpha = alpha.double()
     mean, variance = norm.running_mean.double(), norm.running_var.double() + norm.eps
     bias = torch.zeros_like(alpha) if layer.bias is None else layer.bias.detach().double()

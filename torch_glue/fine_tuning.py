@@ -248,13 +248,8 @@ def finetune(
         raise ValueError(f"shares: must be in (0, 1], got {shares}")
     calls = {"optimizer": optimizer, "loss": loss, "evaluate": evaluate, "progress": progress}
     for name, call in calls.items():
-        if call is not None and not callable(call):
+        if not callable(call) and (call is not None or name == "optimizer"):
             raise ValueError(f"{name}: must be callable, got a {type(call).__name__}")
-    if isinstance(loss, nn.modules.loss._Loss):
-        raise ValueError(
-            "loss: it is called with the outputs and the whole batch: lambda outputs, batch: "
-            f"{type(loss).__name__}()(outputs, batch[1])"
-        )
     _check_objects(model, hardening, loader, teacher, recalibrate, checkpoint)
     with random_state_kept():
         first = itertools.islice(seeded_batches(loader, seed, 0), PROBE if evaluate is None else 0)
@@ -278,7 +273,7 @@ def finetune(
     def step_loss(batch: Any) -> Tensor:
         outputs = run_model(run_batch, model, batch, "loader: the model")
         value = loss_of(criterion, outputs, batch)
-        if teacher is None:
+        if teacher is None or not distillation:
             return value
         wanted, classes = run_teacher(teacher, batch), 1 if loss is None else -1
         apart = distance(outputs, wanted, temperature, classes)
@@ -377,7 +372,7 @@ def _check_objects(
         )
     for name, batches in (("loader", loader), ("recalibrate", recalibrate)):
         iterable = any(hasattr(batches, method) for method in ("__iter__", "__getitem__"))
-        if batches is not None and not iterable:
+        if not iterable and (batches is not None or name == "loader"):
             raise ValueError(f"{name}: must give batches, got a {type(batches).__name__}")
         if isinstance(batches, Iterator):
             raise ValueError(

@@ -97,8 +97,9 @@ def run_model(
         ) from error
     except RuntimeError as error:
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        if type(error) is not RuntimeError or not isinstance(first, Tensor):
-            raise  # memory that does not suffice, for one
+        starved = isinstance(error, torch.OutOfMemoryError) or "t allocate memory" in str(error)
+        if starved or not isinstance(first, Tensor):
+            raise
         integer = not first.is_floating_point()
         mend = (
             "convert them as for training, such as images.float() / 255"

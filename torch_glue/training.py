@@ -67,7 +67,15 @@ def cross_entropy(outputs: Any, batch: Any) -> Tensor:
 
 def loss_of(criterion: Callable[[Any, Any], Tensor], outputs: Any, batch: Any) -> Tensor:
     """What the criterion gives, if it is one number."""
-    value = criterion(outputs, batch)
+    try:
+        value = criterion(outputs, batch)
+    except (TypeError, AttributeError) as error:
+        if type(criterion).__module__ != "torch.nn.modules.loss":
+            raise
+        raise ValueError(
+            "loss: is called with the outputs and the whole batch: lambda outputs, batch: "
+            f"{type(criterion).__name__}()(outputs, batch[1]) ({error})"
+        ) from error
     if not isinstance(value, Tensor):
         kind = type(value).__name__
     else:
@@ -89,6 +97,10 @@ def distance(outputs: Any, wanted: Any, temperature: float, classes: int = -1) -
     if not isinstance(outputs, Tensor) or not isinstance(wanted, Tensor):
         kind = type(outputs if isinstance(wanted, Tensor) else wanted).__name__
         raise ValueError(f"distillation: needs outputs that are one tensor, got {kind}")
+    if outputs.dim() < 2:
+        raise ValueError(
+            f"distillation: needs outputs with an axis of classes, got {tuple(outputs.shape)}"
+        )
     if outputs.shape != wanted.shape:
         raise ValueError(
             f"teacher: its outputs have shape {tuple(wanted.shape)}, the model's "

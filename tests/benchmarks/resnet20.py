@@ -162,6 +162,8 @@ def main(
     """
     model, full = load_model(), load_model()
     calibration, _ = load_images("train", images)
+    if shift and not recalibrate:
+        raise click.UsageError("--shift: is for --recalibrate")
     if held_out and images > HELD_OUT:
         raise click.UsageError(f"--held-out: calibrate with at most {HELD_OUT} images")
     with tempfile.TemporaryDirectory() as scratch:

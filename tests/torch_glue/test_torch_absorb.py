@@ -325,6 +325,7 @@ def test_a_layer_that_reads_another_ones_weight_is_seen():
         lambda self: sum(p.abs().sum() for p in self.layer.parameters()),
         lambda self: self.kept[0].abs().sum(),
         lambda self: self.kept[0].data[0, 0],
+        lambda self: self.kept[0].tolist()[0][0],
     ],
 )
 def test_a_weight_that_is_no_attribute_where_it_is_used_is_seen(use):
@@ -341,9 +342,45 @@ def test_types_of_parameters_are_no_use_of_them():
         def forward(self, x):
             first = next(self.layer.parameters())
             assert first.is_floating_point() and first.size(0) == len(first) == 3
-            return super().forward(x.to(first.dtype).to(first.device))
+            x = x.to(self.layer.weight).type_as(self.layer.weight)
+            zeros = (
+                first.new_zeros(1) + torch.zeros_like(first).sum() + self.layer.bias.new_zeros(1)
+            )
+            return super().forward(x.to(first.dtype).to(first.device) + zeros)
 
     same_after_absorbing(binary(Casting(), ["layer"]), torch.randn(6, 4), {"layer": "norm"})
+
+
+def test_layers_without_a_bias_among_functions_that_take_none():
+    class Own(nn.Conv2d):
+        def forward(self, x):
+            return F.conv2d(x, self.weight, self.bias, self.stride)
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.na = nn.Conv2d(3, 4, 3, bias=False), lively(nn.BatchNorm2d(4))
+            self.b, self.nb = Own(4, 5, 3, bias=False), lively(nn.BatchNorm2d(5))
+
+        def forward(self, x):
+            x = F.max_pool2d(F.pad(self.na(self.a(x)), (1, 1, 1, 1)), 2)
+            x = F.interpolate(torch.clamp(x, min=None, max=1.0), scale_factor=2)
+            return F.softmax(self.nb(self.b(x)), 1)
+
+    model = binary(Pooled(), ["a", "b"])
+    same_after_absorbing(model, torch.randn(2, 3, 8, 8), {"a": "na", "b": "nb"})
+
+
+def test_layers_that_have_not_been_run_disturb_no_other():
+    model = nn.Sequential(nn.Linear(4, 3), lively(nn.BatchNorm1d(3)), nn.LazyBatchNorm1d())
+    assert torch_glue.absorb_scales(binary(model, ["0"])) == {"0": "1"}
+
+
+def test_a_bias_that_is_computed_is_refused():
+    model = nn.Sequential(nn.Linear(4, 3), lively(nn.BatchNorm1d(3)))
+    nn.utils.parametrize.register_parametrization(model[0], "bias", nn.Tanh())
+    with pytest.raises(ValueError, match="0: its bias is parametrized"):
+        torch_glue.absorb_scales(binary(model, ["0"]), followers={"0": "1"})
 
 
 @pytest.mark.parametrize("traceable", [True, False])

@@ -551,6 +551,9 @@ def test_latents_are_clipped_after_each_step():
         ("loss: has no gradient", {"loss": lambda outputs, _: torch.tensor(1.0)}),
         (r"lambda outputs, batch: MSELoss\(\)\(outputs, batch\[1\]\)", {"loss": nn.MSELoss()}),
         ("loss: must be callable, got a str", {"loss": "mse"}),
+        ("optimizer: must be callable, got a NoneType", {"optimizer": None}),
+        ("^lr: ", {"lr": torch.tensor(1 + 1j)}),
+        ("^lr: ", {"lr": np.array("1e-3")}),
         ("evaluate: must be callable, got a str", {"evaluate": "top1"}),
         ("optimizer: must be callable, got a SGD", {"optimizer": torch.optim.SGD([torch.ones(1)])}),
         ("progress: must be callable, got a bool", {"progress": True}),
@@ -584,11 +587,26 @@ def test_numbers_may_be_of_any_kind():
     assert results[0] == results[1]
 
 
+def test_a_loss_of_torchs_may_be_of_the_whole_batch():
+    """An autoencoder's; and a teacher that weighs nothing is not run."""
+    batches, model = [torch.randn(16, 6) for _ in range(3)], nn.Linear(6, 6)
+    torch_glue.attach(model, [""])
+    other = nn.Linear(2, 2)
+    result = torch_glue.finetune(
+        model, batches, loss=nn.MSELoss(), teacher=other, distillation=0, epochs=3, lr=0.01
+    )
+    assert result.ended > result.began
+
+
 def test_models_and_loaders_that_cannot_be_used():
     with pytest.raises(ValueError, match="no attached layer"):
         torch_glue.finetune(nn.Linear(6, 2), make_loader())
-    with pytest.raises(ValueError, match="loader: must give batches, got a int"):
-        torch_glue.finetune(make_model(), 5)
+    for kind, given in (("int", 5), ("NoneType", None)):
+        with pytest.raises(ValueError, match=f"loader: must give batches, got a {kind}"):
+            torch_glue.finetune(make_model(), given)
+    flat = nn.Sequential(make_model(), nn.Flatten(0))
+    with pytest.raises(ValueError, match="distillation: needs outputs with an axis of classes"):
+        torch_glue.finetune(flat, make_loader(), teacher=flat, loss=lambda y, _: y.mean())
     with pytest.raises(ValueError, match="no batches"):
         torch_glue.finetune(make_model(), [])
     with pytest.raises(ValueError, match="only once"):

@@ -297,9 +297,17 @@ def test_an_array_that_cannot_be_written_to_is_copied():
 
 def test_memory_that_does_not_suffice_is_told_as_such():
     def forward(model, batch):
-        raise torch.OutOfMemoryError("no more")
+        raise error
 
-    with pytest.raises(torch.OutOfMemoryError, match=r"^no more$"):
-        run_model(forward, nn.Linear(2, 2), torch.ones(1, 2))
+    for error in (
+        torch.OutOfMemoryError("no more"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+        with pytest.raises(RuntimeError) as raised:
+            run_model(forward, nn.Linear(2, 2), torch.ones(1, 2))
+        assert raised.value is error
+    bytes_ = torch.ones(1, 2, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="convert them as for training"):
+        run_model(run_batch, nn.AvgPool2d(2), bytes_)
     with pytest.raises(RuntimeError, match=r"^loader: it does not take .* of shape \(1, 3\)"):
         run_model(run_batch, nn.Linear(2, 2), torch.ones(1, 3), "loader: it")
