@@ -1,0 +1,204 @@
+"""Which BatchNorm follows each layer: found by tracing, with torch.fx, what a model computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from torch_glue.filters import LAYERS
+from torch_glue.own_forwards import has_own_forward
+from torch_glue.passes import evaluating
+
+FUNCTIONS: dict[Any, Any] = {
+    F.linear: nn.Linear,
+    F.conv1d: nn.Conv1d,
+    F.conv2d: nn.Conv2d,
+    F.conv3d: nn.Conv3d,
+    F.conv_transpose1d: nn.ConvTranspose1d,
+    F.conv_transpose2d: nn.ConvTranspose2d,
+    F.conv_transpose3d: nn.ConvTranspose3d,
+}
+"""What layers call with their weight and bias."""
+_LEAVE = (
+    "leave it out of layers; or name the BatchNorm, by followers, if all that it does with weight "
+    "and bias is linear and goes there"
+)
+
+
+class _Tracer(fx.Tracer):
+    """Goes into layers whose forward is their own; if names are given, into those alone."""
+
+    def __init__(self, names: Iterable[str] | None = None):
+        super().__init__()
+        self.names = names
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one call."""
+        if not isinstance(m, LAYERS):
+            return super().is_leaf_module(m, module_qualified_name)
+        left_out = self.names is not None and module_qualified_name not in self.names
+        return left_out or not has_own_forward(m)
+
+
+_FRESH = (
+    *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+    *("zeros_like", "ones_like", "empty_like", "full_like"),
+)
+"""Functions that take no values of their tensor."""
+_READ = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "equal")
+"""Functions that take its values, and give no tensor."""
+
+
+class _Uses(TorchFunctionMode):
+    """Notes of which layers a parameter is taken, by torch, for more than a description of it.
+
+    Tracing itself sees only those that forwards read as an attribute of their module.
+    """
+
+    def __init__(self, layers: dict[int, str]):
+        super().__init__()
+        self.layers, self.used = layers, set[str]()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Call a function of torch."""
+        kwargs = kwargs or {}
+        result, name = func(*args, **kwargs), getattr(func, "__name__", "")
+        gives = any(isinstance(value, (Tensor, fx.Proxy)) for value in tree_leaves(result))
+        if (gives and name not in _FRESH) or name in _READ:
+            given = {id(value) for value in tree_leaves((args, kwargs))}
+            self.used |= {name for key, name in self.layers.items() if key in given}
+        return result
+
+
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """Afterwards all modules' attributes and the values of buffers are what they were."""
+    kept = []
+    for module in model.modules():
+        attributes = vars(module)
+        parts = ("_parameters", "_buffers", "_modules")
+        held = [(d, dict(d)) for part in parts if isinstance(d := attributes.get(part), dict)]
+        kept += [*held, (attributes, dict(attributes))]
+    buffers = [
+        (buffer, buffer._version, buffer.clone())
+        for buffer in model.buffers()
+        if not is_lazy(buffer) and not buffer.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        for changed, as_it_was in kept:
+            changed.clear()
+            changed.update(as_it_was)
+        for buffer, version, value in buffers:
+            if buffer._version != version:
+                buffer.copy_(value)
+
+
+def _traced(model: nn.Module, layers: Iterable[str]) -> tuple[fx.Graph, set[str]]:
+    """The graph of a model in eval mode, as what follows a layer may depend on the mode; and the
+    layers of which a parameter is used without being read as an attribute.
+
+    It is not of a copy, since many models cannot be copied.
+    """
+    parameters = {
+        id(parameter): name
+        for name in layers
+        for parameter in model.get_submodule(name).parameters(recurse=False)  # no None
+    }
+
+    def trace(tracer: fx.Tracer) -> tuple[fx.Graph, set[str]]:
+        with evaluating(model), _as_before(model), _Uses(parameters) as uses:
+            return tracer.trace(model), uses.used
+
+    try:
+        return trace(_Tracer())
+    except Exception:  # perhaps a forward, of a layer not asked about, that cannot be traced
+        try:
+            return trace(_Tracer(layers))
+        except Exception as error:  # tracing runs the model's own code on stand-ins
+            raise ValueError(
+                f"the model cannot be traced ({type(error).__name__}: {error}); name what "
+                "follows each layer, by followers={'conv1': 'bn1'}"
+            ) from error
+
+
+def _is_description(node: fx.Node, tensor: fx.Node) -> bool:
+    """Whether a use of a tensor leaves its values aside."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    asked = node.args[1] if node.target is getattr else node.target
+    if asked in ("to", "type_as"):  # another tensor, as this one
+        return node.args[0] is not tensor
+    names = ("dtype", "device", "shape", "ndim", "dim", "size", *_FRESH)
+    return asked in names or getattr(asked, "__name__", None) in _FRESH
+
+
+def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+    """The layer that a call is of: of its module, or torch's function of its weight and bias."""
+    if node.op == "call_module":
+        return str(node.target) if isinstance(modules[str(node.target)], LAYERS) else None
+    if node.target not in FUNCTIONS:
+        return None
+    weight, bias = (
+        node.args[place] if len(node.args) > place else node.kwargs.get(name)
+        for place, name in ((1, "weight"), (2, "bias"))
+    )
+    name, _, attribute = str(getattr(weight, "target", None)).rpartition(".")
+    layer = modules.get(name)
+    if attribute != "weight" or not isinstance(layer, FUNCTIONS[node.target]):
+        return None
+    expected = None if layer.bias is None else f"{name}.bias"
+    return name if getattr(bias, "target", None) == expected else None
+
+
+def followers_of(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
+    """The BatchNorm that alone takes the output of each layer, by tracing."""
+    modules = dict(model.named_modules())
+    graph, used = _traced(model, layers)
+    nodes = graph.nodes
+    calls = Counter(
+        name or node.target
+        for node in nodes
+        if (name := _layer_of(node, modules)) or node.op == "call_module"
+    )
+    read = {
+        name
+        for node in nodes
+        if node.op == "get_attr"
+        for name in [str(node.target).rpartition(".")[0]]
+        if not all(
+            _is_description(user, node) or _layer_of(user, modules) == name for user in node.users
+        )
+    }
+    used |= read.intersection(layers)
+    if used:
+        raise ValueError(
+            f"{min(used)}: its weight or bias is used in other ways than in one call of torch's, "
+            f"where it would change too: {_LEAVE}"
+        )
+    found = {}
+    for node in nodes:
+        name = _layer_of(node, modules)
+        if name is None or name not in layers:
+            continue
+        users = [user for user in node.users if not _is_description(user, node)]
+        if len(users) != 1 or users[0].op != "call_module" or calls[name] > 1:
+            takers = ", ".join(str(user) for user in users) or "nothing"
+            raise ValueError(
+                f"{name}: its output goes to {takers}, not to one BatchNorm alone: {_LEAVE}"
+            )
+        if calls[users[0].target] > 1:
+            raise ValueError(f"{users[0].target}: follows more than {name}")
+        found[name] = str(users[0].target)
+    return found
