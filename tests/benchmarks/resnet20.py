@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import shared_data
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BLACK = (-torch.tensor(MEAN) / torch.tensor(STD))[:, None, None]  # normalised
 HELD_OUT = 3072
 """Training images from here on are never for calibration."""
 
@@ -92,8 +93,7 @@ def load_images(name: str, count: int | None = None) -> tuple[torch.Tensor, torc
 
 def shifted(images: torch.Tensor, pixels: int) -> torch.Tensor:
     """Normalised images, each shifted by up to so many pixels at random, black where it was."""
-    black = (-torch.tensor(MEAN) / torch.tensor(STD))[:, None, None]
-    padded = nn.functional.pad(images - black, (pixels,) * 4) + black
+    padded = nn.functional.pad(images - BLACK, (pixels,) * 4) + BLACK
     corners = torch.randint(
         2 * pixels + 1, (len(images), 2), generator=torch.Generator().manual_seed(0)
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 import torch
-from resnet20 import MEAN, STD
+from resnet20 import BLACK
 from torch import Tensor, nn
 
 import torch_glue
@@ -89,12 +89,10 @@ class Shifted(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        black = -torch.tensor(MEAN) / torch.tensor(STD)
-        self.register_buffer("black", black[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs for images of three colours, normalised."""
-        padded = nn.functional.pad(images - self.black, (1, 1, 1, 1)) + self.black
+        padded = nn.functional.pad(images - BLACK, (1, 1, 1, 1)) + BLACK
         mirrored = padded.flip(-1)
         high, low = slice(0, -2), slice(2, None)
         views = (padded[..., high, high], padded[..., low, low])
