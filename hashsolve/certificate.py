@@ -18,6 +18,7 @@ from hashsolve.solution import sound_bound
 from hashsolve.solver import INCONSISTENT, solve_sums
 
 TOLERANCE = 1e-9  # share of a column's energy that a loss may be improved by or be off
+ENERGY_ROUNDING = 16 * np.finfo(float).eps  # share of an energy, before its mean is taken off
 
 
 @dataclass(frozen=True)
@@ -139,25 +140,30 @@ def verify(
     checks.choice(require, "require", LEVELS)
     violations = _unusable(problem, codes, scales)
     if violations:
-        shape = (problem.inputs, problem.columns)
-        return Certificate(require, *shape, [], [], [], "", [], [], violations)
+        return _unevaluated(problem, require, violations)
     codes = np.asarray(codes).astype(np.int8)
     scales = np.asarray(scales, dtype=float)
     weight = combine(codes, scales)
-    centring = problem.centring_error(weight)
-    violations += _intercept(problem, codes, scales, intercept)
-    given = problem.energy
-    problem = problem.centred()
+    given, problem = problem, problem.centred()
     energy = problem.energy
-    loss = reference.loss(problem, codes, scales)
-    unit = np.maximum(energy, np.abs(loss))
-    tolerance = TOLERANCE * unit
-    # large scales on codes that all but cancel: then the rounding of the sums themselves shows
-    slack = tolerance + problem.rounding(weight) + centring
+    with np.errstate(over="ignore", invalid="ignore"):
+        centring = given.centring_error(weight)
+        loss = reference.loss(problem, codes, scales)
+        unit = np.maximum(energy, np.abs(loss))
+        tolerance = TOLERANCE * unit
+        # large scales on codes that all but cancel: then the rounding of the sums themselves shows
+        slack = tolerance + problem.rounding(weight) + centring
+    if not np.isfinite(loss + slack).all():
+        violations = [
+            f"column {t}: its scales give a loss beyond the range of float64"
+            for t in np.flatnonzero(~np.isfinite(loss + slack))
+        ]
+        return _unevaluated(problem, require, violations)
     # whoever claims free scales can make that as large as any loss: it excuses little
     # but for the rounding of energies that were nearly all mean
-    most = np.maximum(INCONSISTENT * unit, 1e-13 * given)
+    most = np.maximum(INCONSISTENT * unit, ENERGY_ROUNDING * given.energy)
     excused = np.minimum(slack, most) if problem.free_scale else slack
+    violations = _intercept(given, codes, scales, intercept, excused)
     if claimed_loss is not None:
         claimed = _claim(claimed_loss, loss, "claimed loss", violations)
         for bad in np.flatnonzero(~(np.abs(claimed - loss) <= excused)):
@@ -204,9 +210,19 @@ def verify(
     )
 
 
+def _unevaluated(problem: Problem, require: str, violations: list[str]) -> Certificate:
+    """Of codes and scales that have no loss."""
+    shape = (problem.inputs, problem.columns)
+    return Certificate(require, *shape, [], [], [], "", [], [], violations)
+
+
 def _claim(value: Any, like: np.ndarray, name: str, violations: list[str]) -> np.ndarray:
-    """A claimed array; ``like`` itself, and a violation, where it has another shape."""
-    claimed = np.asarray(value, dtype=float)
+    """A claimed array; ``like`` itself, and a violation, where it is of another kind or shape."""
+    try:
+        claimed = checks.array(value, name, 1)[...].astype(float)
+    except ValueError as error:
+        violations.append(str(error))
+        return like
     if claimed.shape == like.shape:
         return claimed
     violations.append(f"{name}: must have shape {like.shape}, got {claimed.shape}")
@@ -214,9 +230,9 @@ def _claim(value: Any, like: np.ndarray, name: str, violations: list[str]) -> np
 
 
 def _intercept(
-    problem: Problem, codes: np.ndarray, scales: np.ndarray, intercept: Any
+    problem: Problem, codes: np.ndarray, scales: np.ndarray, intercept: Any, excused: np.ndarray
 ) -> list[str]:
-    """Where given constants are not the best."""
+    """Where given constants are not the best, by more than is excused."""
     if intercept is None:
         return []
     if not problem.intercept:
@@ -224,12 +240,11 @@ def _intercept(
     best = problem.intercepts(codes, scales)
     found: list[str] = []
     claimed = _claim(intercept, best, "intercept", found)
-    # its own share of the loss, N·(difference)², against the energy
+    # its own share of the loss: N·(difference)²
     excess = problem.row_weight * (claimed - best) ** 2
-    limit = TOLERANCE * problem.energy + problem.centring_error(combine(codes, scales))
     return found + [
         f"column {t}: intercept {claimed[t]:.6g} is not the best, which is {best[t]:.6g}"
-        for t in np.flatnonzero(~(excess <= limit))
+        for t in np.flatnonzero(~(excess <= excused))
     ]
 
 

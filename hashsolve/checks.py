@@ -86,8 +86,10 @@ def positive(value: Any, name: str, unit: str = "") -> float:
 
 def number(value: Any, name: str, most: float = np.inf) -> float:
     """A finite number from 0 to ``most``, of any type that float takes but text and bool."""
-    kind = getattr(getattr(value, "dtype", None), "kind", None)  # of NumPy's numbers and arrays
-    refused = isinstance(value, (str, bytes, bytearray, bool, complex)) or kind in tuple("bcSU")
+    dtype = getattr(value, "dtype", "float")  # of NumPy's and torch's numbers and arrays
+    other = getattr(dtype, "kind", "f") not in "fiu" or "bool" in str(dtype) or "comp" in str(dtype)
+    text = (str, bytes, bytearray, memoryview)
+    refused = other or isinstance(value, (*text, bool, complex))
     try:
         result = np.nan if refused else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):

@@ -290,6 +290,49 @@ def test_intercepts_are_checked(rng):
     assert why == "intercept: the problem asks for none"
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e4, 1e5])
+def test_intercepts_are_judged_by_the_spread_of_targets(rng, mean):
+    x = rng.normal(size=(10, 200))
+    p = hs.Problem.from_arrays(x, target=x.T @ rng.normal(size=(10, 1)) + mean, intercept=True)
+    s = hs.solve(p)
+    assert hs.verify(p, s.codes, s.scales, intercept=s.intercept).ok
+    (why,) = hs.verify(p, s.codes, s.scales, intercept=s.intercept + 0.3).violations
+    assert why.startswith("column 0: intercept")
+
+
+@pytest.mark.parametrize("require", LEVELS)
+@pytest.mark.parametrize("size", [1e154, 1e200, 1e300])
+def test_a_loss_out_of_range_is_a_violation(rng, require, size):
+    x, w = rng.normal(size=(8, 50)), rng.normal(size=(8, 3))
+    for variant in ({}, {"intercept": True}, {"scale_group": 4}):
+        p = hs.Problem.from_arrays(x, w, **variant)
+        scales = np.full((2, 3) if "scale_group" in variant else 3, 0.1)
+        scales[..., 1] = size
+        found = hs.verify(p, np.ones((8, 3)), scales, require=require, claimed_loss=[0.0] * 3)
+        assert not found.ok and not any(found.optimal)
+        assert found.violations == ["column 1: its scales give a loss beyond the range of float64"]
+
+
+@pytest.mark.parametrize("claim", ["claimed_loss", "claimed_bound", "intercept"])
+@pytest.mark.parametrize("value", [["a", "b", "c"], [1j, 0, 0]])
+def test_claims_that_are_no_numbers(rng, claim, value):
+    p = hs.Problem.from_arrays(rng.normal(size=(6, 40)), rng.normal(size=(6, 3)), intercept=True)
+    s = hs.solve(p)
+    (why,) = hs.verify(p, s.codes, s.scales, **{claim: value}).violations
+    assert why.startswith(claim.replace("_", " ") + ": dtype")
+
+
+@pytest.mark.parametrize("mean", [1e5, 1e6])
+def test_what_rounding_excuses_is_about_what_it_does(rng, mean):
+    """Beside energies that are nearly all mean; 100 times less than it excused once."""
+    x = rng.normal(size=(8, 400))
+    p = hs.Problem.from_arrays(x, target=x.T @ rng.normal(size=(8, 1)) + mean, intercept=True)
+    s = hs.solve(p)
+    assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss).ok
+    assert not hs.verify(p, s.codes, s.scales, claimed_loss=s.loss - 0.005 * s.energy).ok
+    assert not hs.verify(p, s.codes, s.scales * 1.05).ok
+
+
 def test_rounding_at_a_fixed_scale_is_no_violation():
     for seed in range(20):
         x = np.random.default_rng(seed).normal(size=(10, 1))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torch_glue.filters import LAYERS, as_rows, binary_scales, transposed_groups
 from torch_glue.tracing import followers_of
@@ -48,8 +49,9 @@ def absorb_scales(
     ------
     ValueError
         Where no layer is binary, one's output goes to anything but one BatchNorm with running
-        statistics, or a layer's own forward uses its weight or bias in other ways than in one call
-        of torch's; the model is then as before.
+        statistics, a layer's own forward uses its weight or bias in other ways than in one call
+        of torch's, or what would change is parametrized or held by other modules too; the model is
+        then as before.
 
     Examples
     --------
@@ -79,24 +81,16 @@ def absorb_scales(
         raise ValueError(
             "no layer's weight is exactly ±α in each filter: binarise first, and detach(model)"
         )
-    for name in scales:
-        for kind in ("weight", "bias"):
-            own = modules[name]._parameters.get(kind)
-            for other, module in modules.items():
-                shared = own is not None and any(p is own for p in module._parameters.values())
-                if shared and other not in scales:
-                    raise ValueError(
-                        f"{name}: shares its {kind} with {other}, which would change too"
-                    )
     found = followers_of(model, scales) if followers is None else dict(followers)
     folded = [_folded(modules, name, alpha, found.get(name)) for name, alpha in scales.items()]
     for follower, count in Counter(found[name] for name in scales).items():
         if count > 1:
             raise ValueError(f"followers: {follower} follows more than one layer")
+    changes = [change for part in folded for change in part]
+    _check_holders(modules, scales, [tensor for tensor, _ in changes])
     with torch.no_grad():
-        for changes in folded:
-            for tensor, value in changes:
-                tensor.copy_(value)
+        for tensor, value in changes:
+            tensor.copy_(value)
     return {name: found[name] for name in scales}
 
 
@@ -105,7 +99,7 @@ def _folded(
 ) -> list[tuple[Tensor, Tensor]]:
     """What to write where, so that a layer's scales and bias are in its BatchNorm."""
     layer: Any = modules[name]
-    norm = None if follower is None else modules.get(follower)
+    norm: Any = None if follower is None else modules.get(follower)
     kind = nn.modules.batchnorm._BatchNorm
     if not isinstance(norm, kind) or norm.running_mean is None or norm.running_var is None:
         raise ValueError(
@@ -114,8 +108,10 @@ def _folded(
         )
     if norm.num_features != len(alpha):
         raise ValueError(f"{follower}: has {norm.num_features} features, {name} {len(alpha)}")
-    if layer.bias is not None and layer._parameters.get("bias") is None:
-        raise ValueError(f"{name}: its bias is parametrized: make it a plain one first")
+    for owner, module in ((name, layer), (follower, norm)):
+        for key in ("weight", "bias"):
+            if getattr(module, key) is not module._parameters.get(key):
+                raise ValueError(f"{owner}: its {key} is parametrized: make it a plain one first")
     alpha = alpha.double()
     mean, variance = norm.running_mean.double(), norm.running_var.double() + norm.eps
     bias = torch.zeros_like(alpha) if layer.bias is None else layer.bias.detach().double()
@@ -130,14 +126,48 @@ def _folded(
     dead = (alpha == 0) | (centre.abs() > most)  # all that it gives goes to the shift
     in_gain = dead | (scaled < 0) | (scaled > most)
     if in_gain.any():
-        if not norm.affine:
-            raise ValueError(f"{follower}: has no weight, which alone could take a scale of {name}")
-        gain, shift = norm.weight.detach().double(), norm.bias.detach().double()
-        fixed = shift + gain * (bias - mean) / variance.sqrt()  # without z
-        changes += [
-            (norm.weight, torch.where(in_gain, gain * alpha, gain)),
-            (norm.bias, torch.where(dead, fixed, shift)),
-        ]
+        if norm.weight is None or (norm.bias is None and dead.any()):
+            raise ValueError(
+                f"{follower}: lacks the weight or bias that alone could take a scale of {name}"
+            )
+        gain = norm.weight.detach().double()
+        changes.append((norm.weight, torch.where(in_gain, gain * alpha, gain)))
+        if norm.bias is not None:
+            shift = norm.bias.detach().double()
+            fixed = shift + gain * (bias - mean) / variance.sqrt()  # without z
+            changes.append((norm.bias, torch.where(dead, fixed, shift)))
     centre = torch.where(dead, 0, centre)
     spread = torch.where(in_gain, norm.running_var.double(), scaled)
     return [*changes, (norm.running_mean, centre), (norm.running_var, spread)]
+
+
+def _check_holders(
+    modules: dict[str, nn.Module], layers: Iterable[str], changed: list[Tensor]
+) -> None:
+    """Refuse tensors that another module holds too, but for those that layers share."""
+    held = [
+        (name, key, tensor)
+        for name, module in modules.items()
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and not is_lazy(tensor)
+    ]
+    for tensor in changed:
+        (name, key), *_ = [(name, key) for name, key, other in held if other is tensor]
+        for other, _, theirs in held:
+            if other == name or {name, other} <= set(layers):
+                continue
+            if _overlap(tensor, theirs):
+                raise ValueError(f"{name}: shares its {key} with {other}, which would change too")
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors may hold the same bytes."""
+    (first, last), (others_first, others_last) = _span(one), _span(other)
+    return one.device == other.device and first < others_last and others_first < last
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's bytes begin and end."""
+    steps = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (steps + 1) * tensor.element_size() if tensor.numel() else start

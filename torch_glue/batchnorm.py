@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from torch_glue.passes import batches_of, evaluating, run_batch, run_model
 
@@ -37,7 +38,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     Raises
     ------
     ValueError
-        Where there is no BatchNorm with running statistics, or no batch.
+        Where there is no BatchNorm with running statistics, or no batch, or what reaches one is not
+        finite.
 
     Examples
     --------
@@ -74,24 +76,36 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
             handle.remove()
     if not count:
         raise ValueError("batches: it holds no batches")
-    reached = {norm: parts for norm, parts in seen.items() if parts}
+    names = {module: name for name, module in model.named_modules()}
+    found = {}
+    for norm, parts in seen.items():
+        if not parts:
+            continue
+        rows = torch.tensor([n for n, _, _ in parts], dtype=torch.float64)
+        means = torch.stack([mean for _, mean, _ in parts])
+        variances = torch.stack([variance for _, _, variance in parts])
+        mean = rows @ means / rows.sum()
+        spread = rows @ (variances + (means - mean).square())
+        if not (mean + spread).isfinite().all():
+            raise ValueError(
+                f"BatchNorm {names[norm]!r}: what reaches it is not finite: look for it in the "
+                "data and the weights"
+            )
+        found[norm] = (mean, spread / (rows.sum() - 1), len(parts))
     with torch.no_grad():
-        for reached_norm, parts in reached.items():
-            rows = torch.tensor([n for n, _, _ in parts], dtype=torch.float64)
-            means = torch.stack([mean for _, mean, _ in parts])
-            variances = torch.stack([variance for _, _, variance in parts])
-            mean = rows @ means / rows.sum()
-            spread = rows @ (variances + (means - mean).square())
-            reached_norm.running_mean.copy_(mean)
-            reached_norm.running_var.copy_(spread / (rows.sum() - 1))
-            reached_norm.num_batches_tracked.fill_(len(parts))
-    return len(reached)
+        for norm, (mean, variance, batch_count) in found.items():
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.num_batches_tracked.fill_(batch_count)
+    return len(found)
 
 
 def running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Every BatchNorm with running statistics; ValueError where there is none."""
+    """Every BatchNorm with running statistics; ValueError where there is none, or one is lazy."""
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
     if not norms:
         raise ValueError("the model has no BatchNorm with running statistics to recalibrate")
+    if any(isinstance(norm.running_mean, UninitializedBuffer) for norm in norms):
+        raise ValueError("a lazy BatchNorm has no size yet: run the model once first")
     return norms

@@ -260,6 +260,8 @@ def finetune(
     if not groups:
         raise ValueError("nothing to train: no parameter asks for gradients, or all steps are 0")
     stepper = optimizer(groups)
+    if not hasattr(stepper, "param_groups"):
+        raise ValueError(f"optimizer: must give a torch optimiser, got a {type(stepper).__name__}")
     for group in stepper.param_groups:
         group["peak"] = group["lr"]
     criterion = loss or cross_entropy
@@ -313,7 +315,7 @@ def finetune(
                 plain = copied_state(model)
                 recalibrate_batchnorm(model, recalibrate)
                 anew = judge()
-                if anew[0] > score:
+                if anew[0] > score or (math.isnan(score) and not math.isnan(anew[0])):
                     score, measures, left = *anew, f"{left}, BatchNorm anew"
                 else:
                     model.load_state_dict(plain)

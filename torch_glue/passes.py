@@ -14,28 +14,15 @@ from torch.utils import data
 BATCH = 64  # at most so many samples a forward pass, where images do not come in batches
 
 
-class _Copies:
-    """Parts of an array that cannot be written to, such as a mapped file's: copied one by one."""
-
-    def __init__(self, parts: list[np.ndarray]):
-        self.parts = parts
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (torch.as_tensor(part.copy()) for part in self.parts)
-
-
 def batches_of(images: Any) -> Iterable[Any]:
     """What was given as images, in batches: a tensor in nearly equal ones, a data set in order."""
-    if isinstance(images, np.ndarray):
-        if images.ndim > 1 and len(images) and not images.flags.writeable:
-            return _Copies(np.array_split(images, -(-len(images) // BATCH)))
-        images = torch.as_tensor(images)
-    if isinstance(images, Tensor):
-        if images.dim() < 2 or len(images) == 0:
+    if isinstance(images, (np.ndarray, Tensor)):
+        if images.ndim < 2 or len(images) == 0:
             raise ValueError(
                 f"images: needs samples along the first axis, got shape {tuple(images.shape)}"
             )
-        return images.tensor_split(-(-len(images) // BATCH))
+        split: Any = np.array_split if isinstance(images, np.ndarray) else torch.tensor_split
+        return split(images, -(-len(images) // BATCH))
     if isinstance(images, (str, Mapping)):
         raise ValueError(
             f"images: a {type(images).__name__} is no iterable of batches; one batch is [batch]"
@@ -97,14 +84,16 @@ def run_model(
         ) from error
     except RuntimeError as error:
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        starved = isinstance(error, torch.OutOfMemoryError) or "t allocate memory" in str(error)
-        if starved or not isinstance(first, Tensor):
+        integer = isinstance(first, Tensor) and not first.is_floating_point()
+        # a subclass is of another matter, but that some layers have no form for integers
+        kind = NotImplementedError if integer else RuntimeError
+        starved = "t allocate memory" in str(error)
+        if starved or not isinstance(first, Tensor) or type(error) not in (kind, RuntimeError):
             raise
-        integer = not first.is_floating_point()
         mend = (
             "convert them as for training, such as images.float() / 255"
-            if integer
-            else ("give them in the shape and dtype that the model was trained on")
+            if integer and (first.dtype == torch.uint8 or first.dim() > 2)
+            else "give them in the shape and dtype that the model was trained on"
         )
         raise (ValueError if integer else RuntimeError)(
             f"{who} does not take {first.dtype} of shape {tuple(first.shape)} ({error}); {mend}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,27 +34,37 @@ _LEAVE = (
 
 
 class _Tracer(fx.Tracer):
-    """Goes into layers whose forward is their own; if names are given, into those alone."""
+    """Goes into layers whose forward is their own; if names are given, into those alone, and keeps
+    in ``left_out`` the others."""
 
     def __init__(self, names: Iterable[str] | None = None):
         super().__init__()
         self.names = names
+        self.left_out: list[nn.Module] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one call."""
         if not isinstance(m, LAYERS):
             return super().is_leaf_module(m, module_qualified_name)
-        left_out = self.names is not None and module_qualified_name not in self.names
-        return left_out or not has_own_forward(m)
+        if not has_own_forward(m):
+            return True
+        if self.names is None or module_qualified_name in self.names:
+            return False
+        self.left_out.append(m)
+        return True
 
 
 _FRESH = (
-    *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+    *("new_zeros", "new_ones", "new_empty", "new_full"),
     *("zeros_like", "ones_like", "empty_like", "full_like"),
 )
-"""Functions that take no values of their tensor."""
-_READ = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "equal")
-"""Functions that take its values, and give no tensor."""
+"""Functions that take no values of their first argument."""
+_READ = (
+    *("item", "tolist", "numpy", "__array__", "__iter__", "__contains__"),
+    *("__float__", "__int__", "__index__", "__complex__", "__bool__"),
+    *("equal", "allclose", "is_nonzero"),
+)
+"""Functions that take values, and give no tensor."""
 
 
 class _Uses(TorchFunctionMode):
@@ -74,8 +84,9 @@ class _Uses(TorchFunctionMode):
         kwargs = kwargs or {}
         result, name = func(*args, **kwargs), getattr(func, "__name__", "")
         gives = any(isinstance(value, (Tensor, fx.Proxy)) for value in tree_leaves(result))
-        if (gives and name not in _FRESH) or name in _READ:
-            given = {id(value) for value in tree_leaves((args, kwargs))}
+        if gives or name in _READ:
+            taken = args[1:] if name in _FRESH else args
+            given = {id(value) for value in tree_leaves((taken, kwargs))}
             self.used |= {name for key, name in self.layers.items() if key in given}
         return result
 
@@ -105,6 +116,26 @@ def _as_before(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+def _within_reach(modules: list[nn.Module], layers: dict[int, str]) -> set[str]:
+    """Layers of which modules hold a parameter, in attributes, containers or other modules: their
+    forwards may use it."""
+    found, seen, left = set[str](), set[int](), list[Any](modules)
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if id(value) in layers:
+            found.add(layers[id(value)])
+        elif isinstance(value, nn.Module):
+            left += vars(value).values()
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            left += value
+    return found
+
+
 def _traced(model: nn.Module, layers: Iterable[str]) -> tuple[fx.Graph, set[str]]:
     """The graph of a model in eval mode, as what follows a layer may depend on the mode; and the
     layers of which a parameter is used without being read as an attribute.
@@ -117,9 +148,10 @@ def _traced(model: nn.Module, layers: Iterable[str]) -> tuple[fx.Graph, set[str]
         for parameter in model.get_submodule(name).parameters(recurse=False)  # no None
     }
 
-    def trace(tracer: fx.Tracer) -> tuple[fx.Graph, set[str]]:
+    def trace(tracer: _Tracer) -> tuple[fx.Graph, set[str]]:
         with evaluating(model), _as_before(model), _Uses(parameters) as uses:
-            return tracer.trace(model), uses.used
+            graph = tracer.trace(model)
+        return graph, uses.used | _within_reach(tracer.left_out, parameters)
 
     try:
         return trace(_Tracer())
@@ -140,6 +172,8 @@ def _is_description(node: fx.Node, tensor: fx.Node) -> bool:
     asked = node.args[1] if node.target is getattr else node.target
     if asked in ("to", "type_as"):  # another tensor, as this one
         return node.args[0] is not tensor
+    if any(value is tensor for value in tree_leaves((node.args[1:], node.kwargs))):
+        return False
     names = ("dtype", "device", "shape", "ndim", "dim", "size", *_FRESH)
     return asked in names or getattr(asked, "__name__", None) in _FRESH
 
@@ -162,6 +196,23 @@ def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
     return name if getattr(bias, "target", None) == expected else None
 
 
+def _read(nodes: Iterable[fx.Node], modules: dict[str, nn.Module]) -> set[str]:
+    """Modules of which a tensor is used for its values, but in a call of the layer itself."""
+
+    def harmless(tensor: fx.Node, owner: str, user: fx.Node) -> bool:
+        if _is_description(user, tensor):
+            return True
+        given = user.args[0] if user.args else user.kwargs.get("input")
+        return _layer_of(user, modules) == owner and given is not tensor
+
+    found = set()
+    for node in nodes:
+        owner = str(node.target).rpartition(".")[0]
+        if node.op == "get_attr" and not all(harmless(node, owner, user) for user in node.users):
+            found.add(owner)
+    return found
+
+
 def followers_of(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
     """The BatchNorm that alone takes the output of each layer, by tracing."""
     modules = dict(model.named_modules())
@@ -172,15 +223,7 @@ def followers_of(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
         for node in nodes
         if (name := _layer_of(node, modules)) or node.op == "call_module"
     )
-    read = {
-        name
-        for node in nodes
-        if node.op == "get_attr"
-        for name in [str(node.target).rpartition(".")[0]]
-        if not all(
-            _is_description(user, node) or _layer_of(user, modules) == name for user in node.users
-        )
-    }
+    read = _read(nodes, modules)
     used |= read.intersection(layers)
     if used:
         raise ValueError(
@@ -201,4 +244,8 @@ def followers_of(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
         if calls[users[0].target] > 1:
             raise ValueError(f"{users[0].target}: follows more than {name}")
         found[name] = str(users[0].target)
+    if both := read.intersection(found.values()):
+        raise ValueError(
+            f"{min(both)}: its tensors are used outside it, where they would change too: {_LEAVE}"
+        )
     return found

@@ -70,11 +70,13 @@ def loss_of(criterion: Callable[[Any, Any], Tensor], outputs: Any, batch: Any) -
     try:
         value = criterion(outputs, batch)
     except (TypeError, AttributeError) as error:
-        if type(criterion).__module__ != "torch.nn.modules.loss":
+        torchs = ("torch.nn.modules.loss", "torch.nn.functional")
+        if getattr(criterion, "__module__", None) not in torchs:
             raise
         raise ValueError(
-            "loss: is called with the outputs and the whole batch: lambda outputs, batch: "
-            f"{type(criterion).__name__}()(outputs, batch[1]) ({error})"
+            f"loss: is called with all that the model gives, here a {type(outputs).__name__}, and "
+            f"the whole batch, a {type(batch).__name__} ({error}): wrap torch's, such as lambda "
+            "outputs, batch: F.cross_entropy(outputs, batch[1])"
         ) from error
     if not isinstance(value, Tensor):
         kind = type(value).__name__

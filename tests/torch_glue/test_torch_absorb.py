@@ -133,7 +133,7 @@ def test_where_nothing_can_absorb_the_model_is_left_alone():
     refused("no BatchNorm with running statistics", binary(without, ["0"]))
     dead = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False))
     dead[0].weight.data[1] = 0.0
-    refused("1: has no weight, which alone could take", binary(dead, ["0"]))
+    refused("1: lacks the weight or bias that alone could take", binary(dead, ["0"]))
     tied = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Embedding(4, 4))
     binary(tied, ["0"])
     tied[2].weight = tied[0].weight
@@ -326,6 +326,8 @@ def test_a_layer_that_reads_another_ones_weight_is_seen():
         lambda self: self.kept[0].abs().sum(),
         lambda self: self.kept[0].data[0, 0],
         lambda self: self.kept[0].tolist()[0][0],
+        lambda self: float(torch.allclose(self.kept[0], torch.ones(3, 4))),
+        lambda self: sum(float(row.sum()) for row in self.kept[0]),
     ],
 )
 def test_a_weight_that_is_no_attribute_where_it_is_used_is_seen(use):
@@ -335,6 +337,120 @@ def test_a_weight_that_is_no_attribute_where_it_is_used_is_seen(use):
 
     with pytest.raises(ValueError, match="layer: its weight or bias is used in other ways"):
         torch_glue.absorb_scales(binary(Using(), ["layer"]))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda layer, x: x.new_tensor(layer.weight).sum(),
+        lambda layer, x: torch.full_like(x[:, :3], layer.bias[0].sum()),
+        lambda layer, x: F.linear(layer.weight, layer.weight, layer.bias).sum(),
+    ],
+)
+def test_values_of_weights_beside_a_call_of_the_layer_are_seen(use):
+    class Using(Holding):
+        def forward(self, x):
+            return super().forward(x) + use(self.layer, x)
+
+    with pytest.raises(ValueError, match="layer: its weight or bias is used in other ways"):
+        torch_glue.absorb_scales(binary(Using(), ["layer"]))
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_layer_that_is_not_traced_may_use_what_it_holds(traceable):
+    class Checking(nn.Linear):
+        def __init__(self, held):
+            super().__init__(3, 4)
+            self.held = held
+
+        def forward(self, x):
+            if not traceable and x.shape[-1] != 3:
+                raise ValueError("bad shape")
+            used = self.weight if self.held is None else self.weight + self.held[0]["first"].T
+            return F.linear(x, used, self.bias)
+
+    def network(holds):
+        first, norm = nn.Linear(4, 3), lively(nn.BatchNorm1d(3))
+        last = Checking([{"first": first.weight}] if holds else None)
+        return binary(nn.Sequential(first, norm, last), ["0"])
+
+    with pytest.raises(ValueError, match="0: its weight or bias is used in other ways"):
+        torch_glue.absorb_scales(network(True), ["0"])
+    same_after_absorbing(network(False), torch.randn(6, 4), {"0": "1"})
+
+
+class Pairs(nn.Module):
+    """Two layers, each before its BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.na = nn.Linear(4, 3), lively(nn.BatchNorm1d(3))
+        self.b, self.nb = nn.Linear(4, 3), lively(nn.BatchNorm1d(3))
+
+    def forward(self, x):
+        return self.na(self.a(x)) + self.nb(self.b(x))
+
+
+def _share_statistics(model):
+    model.nb.running_var = model.na.running_var
+
+
+def _share_gains(model):
+    model.nb.weight = model.na.weight
+
+
+def _share_bytes(model):
+    model.b.weight.data = model.a.weight.data
+
+
+@pytest.mark.parametrize(
+    ("share", "scale", "refused"),
+    [
+        (_share_statistics, 1.0, "na: shares its running_var with nb"),
+        (_share_gains, 0.0, "na: shares its weight with nb"),
+        (_share_gains, 1.0, None),  # the gain does not change
+        (_share_bytes, 1.0, "a: shares its weight with b"),
+    ],
+)
+def test_what_others_hold_too_is_not_changed(share, scale, refused):
+    model = binary(Pairs(), ["a"])
+    share(model)
+    with torch.no_grad():
+        model.a.weight[0] *= scale
+    if refused is None:
+        same_after_absorbing(model, torch.randn(6, 4), {"a": "na"})
+        return
+    before = {name: content(value) for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=refused):
+        torch_glue.absorb_scales(model, "a")
+    assert {name: content(value) for name, value in model.state_dict().items()} == before
+
+
+def test_statistics_that_are_used_elsewhere_are_seen():
+    class Reading(Holding):
+        def forward(self, x):
+            y = self.layer(x)
+            return self.norm(y) + F.batch_norm(x[:, :3], self.norm.running_mean, torch.ones(3))
+
+    with pytest.raises(ValueError, match="norm: its tensors are used outside it"):
+        torch_glue.absorb_scales(binary(Reading(), ["layer"]))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_a_batchnorm_that_cannot_take_it_is_refused(scale):
+    computed, without = binary(Holding(), ["layer"]), binary(Holding(), ["layer"])
+    nn.utils.parametrize.register_parametrization(computed.norm, "weight", nn.Softplus())
+    without.norm.bias = None
+    for model in (computed, without):
+        with torch.no_grad():
+            model.layer.weight[0] *= scale
+    with pytest.raises(ValueError, match="norm: its weight is parametrized"):
+        torch_glue.absorb_scales(computed)
+    if scale:
+        same_after_absorbing(without, torch.randn(6, 4), {"layer": "norm"})
+        return
+    with pytest.raises(ValueError, match="norm: lacks the weight or bias"):
+        torch_glue.absorb_scales(without)
 
 
 def test_types_of_parameters_are_no_use_of_them():

@@ -103,3 +103,36 @@ def test_a_layer_that_is_not_reached_keeps_its_own():
 def test_no_batchnorm_is_an_error(model):
     with pytest.raises(ValueError, match="no BatchNorm"):
         recalibrate_batchnorm(model, torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_change_nothing(value):
+    model, data = chain(), torch.randn(8, 4)
+    data[5, 1] = value
+    before = record(model)
+    with pytest.raises(ValueError, match="BatchNorm '0': what reaches it is not finite"):
+        recalibrate_batchnorm(model, data)
+    assert record(model) == before
+
+
+def test_a_lazy_one_is_refused_and_still_works():
+    model = nn.Sequential(nn.LazyBatchNorm1d(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="run the model once first"):
+        recalibrate_batchnorm(model, torch.randn(8, 3))
+    model(torch.randn(8, 3))
+    assert recalibrate_batchnorm(model, torch.randn(8, 3)) == 1
+
+
+def test_arrays_are_taken_as_they_are():
+    data = torch.randn(200, 3)
+    locked = data.double().numpy()
+    locked.flags.writeable = False
+    found = []
+    for images in (data, data.double().numpy(), [data.double().numpy()], locked):
+        model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        with torch.no_grad():
+            model[0].weight.copy_(torch.eye(3))
+        recalibrate_batchnorm(model, images)
+        found.append(model[1].running_var)
+    for variance in found[1:]:
+        torch.testing.assert_close(variance, found[0])

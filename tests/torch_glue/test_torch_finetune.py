@@ -549,7 +549,13 @@ def test_latents_are_clipped_after_each_step():
         ("loss: must give one number.* got float", {"loss": lambda outputs, _: 1.0}),
         ("loss: must give one number.*complex", {"loss": lambda y, _: y.sum().to(torch.cfloat)}),
         ("loss: has no gradient", {"loss": lambda outputs, _: torch.tensor(1.0)}),
-        (r"lambda outputs, batch: MSELoss\(\)\(outputs, batch\[1\]\)", {"loss": nn.MSELoss()}),
+        (r"the whole batch, a list .*wrap torch's", {"loss": nn.MSELoss()}),
+        (r"the whole batch, a list .*wrap torch's", {"loss": nn.functional.cross_entropy}),
+        ("optimizer: must give a torch optimiser, got a NoneType", {"optimizer": lambda _: None}),
+        ("^lr: ", {"lr": torch.tensor(True)}),
+        ("^lr: ", {"lr": np.timedelta64(5)}),
+        ("^lr: ", {"lr": np.array("1e-3", dtype=object)}),
+        ("^lr: ", {"lr": memoryview(b"1")}),
         ("loss: must be callable, got a str", {"loss": "mse"}),
         ("optimizer: must be callable, got a NoneType", {"optimizer": None}),
         ("^lr: ", {"lr": torch.tensor(1 + 1j)}),
@@ -568,6 +574,16 @@ def test_latents_are_clipped_after_each_step():
 def test_settings_that_cannot_be_used(match, options):
     with pytest.raises(ValueError, match=match):
         torch_glue.finetune(make_model(), make_loader(), **options)
+
+
+def test_batchnorm_anew_may_mend_a_score_that_is_no_number():
+    scores = iter([0.5, float("nan"), 0.7])
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    torch_glue.attach(model, ["0"])
+    result = torch_glue.finetune(
+        model, make_loader(), recalibrate=torch.randn(9, 6), evaluate=lambda _: next(scores)
+    )
+    assert result.left == "epoch 1, BatchNorm anew" and result.ended == 0.7
 
 
 def test_numbers_may_be_of_any_kind():

@@ -292,7 +292,7 @@ def test_an_array_that_cannot_be_written_to_is_copied():
         to_device(batch, model).sub_(1)
     assert np.array_equal(locked, array)
     for one, other in zip(batches_of(locked), batches_of(array), strict=True):
-        assert torch.equal(one, other)
+        assert np.array_equal(one, other)
 
 
 def test_memory_that_does_not_suffice_is_told_as_such():
@@ -311,3 +311,25 @@ def test_memory_that_does_not_suffice_is_told_as_such():
         run_model(run_batch, nn.AvgPool2d(2), bytes_)
     with pytest.raises(RuntimeError, match=r"^loader: it does not take .* of shape \(1, 3\)"):
         run_model(run_batch, nn.Linear(2, 2), torch.ones(1, 3), "loader: it")
+
+
+class Stop(RuntimeError):
+    """A user's own."""
+
+
+@pytest.mark.parametrize(
+    "error", [Stop("enough"), RecursionError("deep"), NotImplementedError("mode 'b'")]
+)
+def test_errors_of_the_models_own_kinds_stay_what_they_are(error):
+    def forward(model, batch):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run_model(forward, nn.Linear(2, 2), torch.ones(1, 2))
+    assert raised.value is error
+
+
+def test_tokens_are_not_told_to_be_images():
+    model = nn.Embedding(10, 4)
+    with pytest.raises(ValueError, match="in the shape and dtype that the model was trained on"):
+        run_model(lambda m, batch: m(batch) + torch.ones(5, 4), model, torch.ones(8, 7).long())
