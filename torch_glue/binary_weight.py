@@ -33,7 +33,9 @@ class BinaryWeight(nn.Module):
     SQ-BWN               BWN whose ``share`` grows: in each training pass that share of the
                          filters is binarised and the others keep their latents; drawn without
                          replacement, with probability ∝ 1 / (‖W − Q‖₁ / ‖W‖₁) (Dong et al.,
-                         arXiv:1708.01001, section 3: filter-wise, linear function)
+                         arXiv:1708.01001, section 3: filter-wise, linear function). Gradients of
+                         both are of one scale, as there: here α times those of the weight, which
+                         Adam divides out; there one times
     ===================  ==============================================================
 
     While ``hardness`` holds a number h, training passes have tanh(h · latent / m) in place of the
@@ -122,7 +124,8 @@ class BinaryWeight(nn.Module):
         return from_rows(rows, codes.shape, self.groups)
 
     def _partly(self, weight: Tensor, latent: Tensor) -> Tensor:
-        """SQ: the drawn share of filters as they are, the others with their latents."""
+        """SQ: the drawn share of filters as they are, the others with their latents, and gradients
+        as if they were binarised: else their steps would be 1/α as large."""
         rows = as_rows(latent, self.groups)
         with torch.no_grad():
             error = (rows - as_rows(weight, self.groups)).abs().sum(1)
@@ -132,7 +135,8 @@ class BinaryWeight(nn.Module):
             kept = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
             kept[drawn] = True
             kept = from_rows(kept.expand_as(rows), latent.shape, self.groups)
-        return torch.where(kept, weight, latent)
+        held = latent.detach()
+        return torch.where(kept, weight, held + self._scaled(latent - held, latent))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Latents for an assigned weight, which also gives the scales: its own, where each filter

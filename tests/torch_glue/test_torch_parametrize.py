@@ -331,7 +331,20 @@ def test_a_share_of_filters_stays_in_full_precision_likelier_those_of_large_erro
     binary.train()
     binary.share = 0.5
     binary(rows).sum().backward()
-    torch.testing.assert_close(rows.grad[20:], torch.ones(20, 16))  # their own gradient
+    torch.testing.assert_close(rows.grad[20:], q[20:].abs())  # as if they were binarised
+
+
+@pytest.mark.parametrize("kind", ["trained", "fixed", "none"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_gradients_of_filters_do_not_tell_whether_they_were_binarised(kind, share):
+    rows = torch.randn(40, 16, requires_grad=True)
+    scales = torch.rand(40, 2) + 0.1
+    binary = BinaryWeight(None if kind == "none" else scales, kind)
+    binary.share = share
+    weights = torch.randn(40, 16)
+    (binary(rows) * weights).sum().backward()
+    alpha = torch.ones(40, 16) if kind == "none" else scales.repeat_interleave(8, 1)
+    torch.testing.assert_close(rows.grad, alpha * weights)
 
 
 @pytest.mark.parametrize("groups", [0, 2])
