@@ -32,6 +32,7 @@ from hashsolve.packing import pack, unpack
 from torch_glue.binary_weight import attached
 from torch_glue.filters import as_rows, binary_scales, from_rows, group_length, transposed_groups
 from torch_glue.parametrize import attachable
+from torch_glue.passes import unwrapped
 from torch_glue.paths import check_target
 from torch_glue.places import places_of, state_name
 
@@ -87,6 +88,7 @@ def save_packed(
     Parameters
     ----------
     model : torch.nn.Module
+        Of one that is wrapped (data parallelism, torch.compile, AveragedModel), what is within.
     path : path
         The file appears whole or not at all; one model gives the same bytes each time.
     layers : str or iterable of str, optional
@@ -118,6 +120,7 @@ def save_packed(
     (30.3, True)
     """
     check_target(path, "path")
+    model = unwrapped(model)
     layers = [layers] if isinstance(layers, str) else layers
     state = _plain_state(model)
     transposed = {
@@ -177,7 +180,8 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
     Parameters
     ----------
     model : torch.nn.Module
-        Of the same shape and dtypes, without attached layers.
+        Of the same shape and dtypes, without attached layers; of one that is wrapped, what is
+        within.
     path : path
 
     Returns
@@ -193,6 +197,7 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
         Where the file is missing, damaged, or of another model, or where it has two values for
         what is one tensor in the model; the model is then as it was.
     """
+    model = unwrapped(model)
     if attached(model):
         raise ValueError("the model has attached layers: detach(model) first")
     state, layout = _read(path)
@@ -207,6 +212,8 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
         value = state[name]
         if is_lazy(wanted):
             raise ValueError(f"{name}: has no shape yet: run the model on a batch before loading")
+        if isinstance(wanted, Tensor) and wanted.is_meta:
+            raise ValueError(f"{name}: is on the meta device: model.to_empty(device='cpu') first")
         if not isinstance(wanted, Tensor) or wanted.shape != value.shape:
             raise ValueError(
                 f"{path}: {name} is of shape {tuple(value.shape)}, the model's of "

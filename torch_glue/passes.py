@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils import data
 
 BATCH = 64  # at most so many samples a forward pass, where images do not come in batches
@@ -52,6 +53,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, where it is wrapped by data parallelism, torch.compile or an average."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+    while True:
+        compiled = model._modules.get("_orig_mod")
+        inner: Any = model.module if isinstance(model, wrappers) else compiled
+        if inner is None:
+            return model
+        model = inner
+
+
 def run_batch(model: nn.Module, batch: Any) -> Any:
     """Call the model on a batch, however that holds its inputs."""
     if isinstance(batch, Mapping):
@@ -73,9 +85,7 @@ def run_model(
     try:
         return forward(model, batch)
     except TypeError as error:
-        parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        wrapped: Any = model.module if parallel else getattr(model, "_orig_mod", model)  # compiled
-        name = getattr(wrapped.forward, "__qualname__", "forward")
+        name = getattr(unwrapped(model).forward, "__qualname__", "forward")
         if f"{name}() missing" not in str(error):
             raise
         raise ValueError(

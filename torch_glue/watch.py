@@ -202,8 +202,9 @@ class Watch(TorchFunctionMode):
                 undo=(*path.undo, lambda v: divided(v, factor)), norm=self._norm or path.norm
             )
         if name in _MULTIPLICATIONS:
-            factor = args[1]
-            if not isinstance(factor, nn.Parameter) or result.shape != shape:
+            number = isinstance(args[1], (int, float))
+            factor = torch.tensor(float(args[1])) if number else args[1]
+            if not (number or isinstance(factor, nn.Parameter)) or result.shape != shape:
                 return None
             undo = lambda v: divided(v, factor)  # noqa: E731
         elif name in _SAME and result.numel() == args[0].numel():

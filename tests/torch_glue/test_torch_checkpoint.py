@@ -186,6 +186,35 @@ def test_a_model_that_has_no_shapes_yet_is_refused(tmp_path):
         torch_glue.load_packed(nn.Sequential(nn.LazyLinear(16)), tmp_path / "m")
 
 
+def test_a_model_without_memory_is_refused(tmp_path):
+    torch_glue.save_packed(nn.Sequential(nn.Linear(3, 16)), tmp_path / "m")
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 16))
+    with pytest.raises(ValueError, match=r"0.weight: is on the meta device: model.to_empty"):
+        torch_glue.load_packed(model, tmp_path / "m")
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, compiled])
+def test_of_wrapped_models_it_is_what_is_within(tmp_path, wrap):
+    plain, other = small_net(), small_net()
+    nn.init.zeros_(other[0].weight)
+    torch_glue.attach(plain, ["0"])
+    try:
+        wrapped, target = wrap(plain), wrap(other)
+    except RuntimeError as error:  # a Python that torch does not compile for yet
+        pytest.skip(str(error))
+    torch_glue.save_packed(wrapped, tmp_path / "wrapped")
+    torch_glue.save_packed(plain, tmp_path / "plain")
+    assert (tmp_path / "wrapped").read_bytes() == (tmp_path / "plain").read_bytes()
+    assert torch_glue.load_packed(target, tmp_path / "wrapped") == ["0"]
+    torch_glue.detach(plain)
+    same(plain, target._orig_mod if wrap is compiled else target.module)
+
+
 def test_layers_that_must_be_binary(tmp_path):
     model = small_net()
     with pytest.raises(ValueError, match=r"0.weight: it is not exactly ±α"):

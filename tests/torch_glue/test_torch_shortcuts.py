@@ -163,6 +163,10 @@ class Plain(nn.Module):
             return torch.add(y, x, alpha=0.5)
         if self.how == "scaled":
             return x + self.gain * self.drop(y)
+        if self.how == "a tenth":
+            return x + 0.1 * self.drop(y) * 1
+        if self.how == "nothing":
+            return x + 0 * y
         if self.how == "turned":
             return (y.unsqueeze(0).transpose(0, 1).permute(2, 0, 1) + x.t()[..., None]).sum(-1)
         return x + self.drop(y)
@@ -174,7 +178,7 @@ def test_what_is_no_shortcut_of_the_layer(how):
     assert [layer.shortcut for layer in layers] == [None, None]
 
 
-@pytest.mark.parametrize("how", ["plain", "scaled", "turned"])
+@pytest.mark.parametrize("how", ["plain", "scaled", "a tenth", "nothing", "turned"])
 def test_steps_in_between_are_undone(how):
     model, x = Plain(how).eval(), torch.randn(5, 4)
     network = TorchNetwork(model)
@@ -182,6 +186,8 @@ def test_steps_in_between_are_undone(how):
     wanted = model.first(x).detach().numpy()
     if how == "scaled":  # through a factor of zero nothing can be made up
         wanted = wanted * np.array([2.0, -0.5, 1.0, 0.0])
+    elif how in ("a tenth", "nothing"):
+        wanted = wanted * (10 if how == "a tenth" else 0)
     found = network.shortcut("layer", x, binarized=False)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
