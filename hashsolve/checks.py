@@ -86,8 +86,11 @@ def positive(value: Any, name: str, unit: str = "") -> float:
 
 def number(value: Any, name: str, most: float = np.inf) -> float:
     """A finite number from 0 to ``most``, of any type that float takes but text and bool."""
-    dtype = getattr(value, "dtype", "float")  # of NumPy's and torch's numbers and arrays
-    other = getattr(dtype, "kind", "f") not in "fiu" or "bool" in str(dtype) or "comp" in str(dtype)
+    dtype = str(getattr(value, "dtype", ""))  # of NumPy's and torch's numbers and arrays
+    if dtype == "object" and value.ndim == 0:
+        value = value.item()
+    other = getattr(getattr(value, "dtype", None), "kind", "f") in "SUmM"
+    other = other or "bool" in dtype or "complex" in dtype
     text = (str, bytes, bytearray, memoryview)
     refused = other or isinstance(value, (*text, bool, complex))
     try:

@@ -299,7 +299,7 @@ class Problem:
     def rounding(self, weight: np.ndarray) -> np.ndarray:
         """What rounding of the sums can do to the loss of weights (S, T), (T,)."""
         size = np.abs(weight)
-        return 1e-13 * np.einsum("st,st->t", size, np.abs(self.gram) @ size)
+        return np.einsum("st,st->t", 1e-13 * size, np.abs(self.gram) @ size)
 
     def intercepts(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """The best constant of each column beside these codes and scales.

@@ -313,6 +313,16 @@ def test_a_loss_out_of_range_is_a_violation(rng, require, size):
         assert found.violations == ["column 1: its scales give a loss beyond the range of float64"]
 
 
+def test_solutions_near_the_end_of_the_range_pass():
+    """Their rounding, of the sums without signs, was beyond it."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x, w = rng.normal(size=(8, 50)) + 100, 1e150 * rng.normal(size=(8, 2))
+        p = hs.Problem.from_arrays(x, w, bases=2)
+        s = hs.solve(p)
+        assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss).ok
+
+
 @pytest.mark.parametrize("claim", ["claimed_loss", "claimed_bound", "intercept"])
 @pytest.mark.parametrize("value", [["a", "b", "c"], [1j, 0, 0]])
 def test_claims_that_are_no_numbers(rng, claim, value):

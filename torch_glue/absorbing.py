@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -81,13 +81,13 @@ def absorb_scales(
         raise ValueError(
             "no layer's weight is exactly ±α in each filter: binarise first, and detach(model)"
         )
-    found = followers_of(model, scales) if followers is None else dict(followers)
+    found, used = followers_of(model, scales) if followers is None else (dict(followers), set())
     folded = [_folded(modules, name, alpha, found.get(name)) for name, alpha in scales.items()]
     for follower, count in Counter(found[name] for name in scales).items():
         if count > 1:
             raise ValueError(f"followers: {follower} follows more than one layer")
     changes = [change for part in folded for change in part]
-    _check_holders(modules, scales, [tensor for tensor, _ in changes])
+    _check_holders(modules, scales, [tensor for tensor, _ in changes], used)
     with torch.no_grad():
         for tensor, value in changes:
             tensor.copy_(value)
@@ -108,17 +108,14 @@ def _folded(
         )
     if norm.num_features != len(alpha):
         raise ValueError(f"{follower}: has {norm.num_features} features, {name} {len(alpha)}")
-    for owner, module in ((name, layer), (follower, norm)):
-        for key in ("weight", "bias"):
-            if getattr(module, key) is not module._parameters.get(key):
-                raise ValueError(f"{owner}: its {key} is parametrized: make it a plain one first")
     alpha = alpha.double()
     mean, variance = norm.running_mean.double(), norm.running_var.double() + norm.eps
-    bias = torch.zeros_like(alpha) if layer.bias is None else layer.bias.detach().double()
+    own = _own(name, layer, "bias")
+    bias = torch.zeros_like(alpha) if own is None else own.detach().double()
     weight = layer.weight.detach()
     changes = [(layer.weight, torch.where(weight.signbit(), -1, 1).to(weight))]
-    if layer.bias is not None:
-        changes.append((layer.bias, torch.zeros_like(layer.bias)))
+    if own is not None:
+        changes.append((own, torch.zeros_like(own)))
     alpha_or_one = torch.where(alpha == 0, 1, alpha)
     scaled = variance / alpha_or_one.square() - norm.eps
     centre = (mean - bias) / alpha_or_one
@@ -126,34 +123,53 @@ def _folded(
     dead = (alpha == 0) | (centre.abs() > most)  # all that it gives goes to the shift
     in_gain = dead | (scaled < 0) | (scaled > most)
     if in_gain.any():
-        if norm.weight is None or (norm.bias is None and dead.any()):
+        gain, shift = (_own(str(follower), norm, key) for key in ("weight", "bias"))
+        if gain is None or (shift is None and dead.any()):
             raise ValueError(
                 f"{follower}: lacks the weight or bias that alone could take a scale of {name}"
             )
-        gain = norm.weight.detach().double()
-        changes.append((norm.weight, torch.where(in_gain, gain * alpha, gain)))
-        if norm.bias is not None:
-            shift = norm.bias.detach().double()
-            fixed = shift + gain * (bias - mean) / variance.sqrt()  # without z
-            changes.append((norm.bias, torch.where(dead, fixed, shift)))
+        gains = gain.detach().double()
+        changes.append((gain, torch.where(in_gain, gains * alpha, gains)))
+        if shift is not None:
+            shifts = shift.detach().double()
+            fixed = shifts + gains * (bias - mean) / variance.sqrt()  # without z
+            changes.append((shift, torch.where(dead, fixed, shifts)))
     centre = torch.where(dead, 0, centre)
     spread = torch.where(in_gain, norm.running_var.double(), scaled)
     return [*changes, (norm.running_mean, centre), (norm.running_var, spread)]
 
 
+def _own(name: str, module: nn.Module, key: str) -> Tensor | None:
+    """A tensor of a module, if it is one that can be written to."""
+    tensor = getattr(module, key)
+    if tensor is not module._parameters.get(key, module._buffers.get(key)):
+        raise ValueError(f"{name}: its {key} is parametrized: make it a plain one first")
+    return tensor
+
+
 def _check_holders(
-    modules: dict[str, nn.Module], layers: Iterable[str], changed: list[Tensor]
+    modules: dict[str, nn.Module], layers: Iterable[str], changed: list[Tensor], used: set[str]
 ) -> None:
-    """Refuse tensors that another module holds too, but for those that layers share."""
-    held = [
-        (name, key, tensor)
-        for name, module in modules.items()
-        for key, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None and not is_lazy(tensor)
-    ]
+    """Refuse to change what is used elsewhere, or what another module holds too, but for what
+    layers share."""
+    held = defaultdict(list)  # by where their memory begins
+    places: dict[int, tuple[str, str]] = {}
+    for name, module in modules.items():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            # what is sparse, or has no shape yet, shares no memory with what is changed
+            if tensor is None or is_lazy(tensor) or tensor.layout is not torch.strided:
+                continue
+            if not tensor.is_nested:
+                held[tensor.untyped_storage().data_ptr()].append((name, tensor))
+                places.setdefault(id(tensor), (name, key))
     for tensor in changed:
-        (name, key), *_ = [(name, key) for name, key, other in held if other is tensor]
-        for other, _, theirs in held:
+        name, key = places[id(tensor)]
+        if f"{name}.{key}" in used:
+            raise ValueError(
+                f"{name}: its {key} is used elsewhere too, where it would change: leave the layer "
+                "before it out of layers"
+            )
+        for other, theirs in held[tensor.untyped_storage().data_ptr()]:
             if other == name or {name, other} <= set(layers):
                 continue
             if _overlap(tensor, theirs):
@@ -161,9 +177,20 @@ def _check_holders(
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors may hold the same bytes."""
+    """Whether two tensors hold the same bytes, given that they begin in the same memory."""
     (first, last), (others_first, others_last) = _span(one), _span(other)
-    return one.device == other.device and first < others_last and others_first < last
+    if one.device != other.device or first >= others_last or others_first >= last:
+        return False
+    if one.dtype != other.dtype:
+        return True
+    start, size = min(first, others_first), one.element_size()
+    touched = torch.zeros((max(last, others_last) - start) // size, dtype=torch.bool)
+    parts = [
+        touched.as_strided(part.shape, part.stride(), (part.data_ptr() - start) // size)
+        for part in (one, other)
+    ]
+    parts[0].fill_(True)
+    return bool(parts[1].any())
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

@@ -51,9 +51,13 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     (tensor([2.]), tensor([2.]))
     """
     norms = running_norms(model)
+    names = {module: name for name, module in model.named_modules()}
+    lazy = [norm for norm in norms if isinstance(norm.running_mean, UninitializedBuffer)]
     seen: dict[Any, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in norms}
 
     def observe(norm: nn.Module, args: tuple, kwargs: dict) -> None:
+        if norm in lazy:
+            raise ValueError(f"BatchNorm {names[norm]!r}: had no size yet; now it has: call again")
         values = args[0] if args else kwargs["input"]
         values = values if values.dtype == torch.float64 else values.float()
         axes = [axis for axis in range(values.dim()) if axis != 1]
@@ -66,7 +70,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     try:
         with evaluating(model):
             for norm in norms:
-                norm.training, norm.track_running_stats = True, False
+                if norm not in lazy:
+                    norm.training, norm.track_running_stats = True, False
             for batch in batches_of(batches):
                 run_model(run_batch, model, batch)
                 count += 1
@@ -76,7 +81,6 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
             handle.remove()
     if not count:
         raise ValueError("batches: it holds no batches")
-    names = {module: name for name, module in model.named_modules()}
     found = {}
     for norm, parts in seen.items():
         if not parts:
@@ -86,12 +90,14 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
         variances = torch.stack([variance for _, _, variance in parts])
         mean = rows @ means / rows.sum()
         spread = rows @ (variances + (means - mean).square())
-        if not (mean + spread).isfinite().all():
+        mean = mean.to(norm.running_mean)
+        variance = (spread / (rows.sum() - 1)).to(norm.running_var)
+        if not (mean + variance).isfinite().all():
             raise ValueError(
-                f"BatchNorm {names[norm]!r}: what reaches it is not finite: look for it in the "
-                "data and the weights"
+                f"BatchNorm {names[norm]!r}: what reaches it is not finite, or its variance is "
+                "out of range: look at the data and the weights"
             )
-        found[norm] = (mean, spread / (rows.sum() - 1), len(parts))
+        found[norm] = (mean, variance, len(parts))
     with torch.no_grad():
         for norm, (mean, variance, batch_count) in found.items():
             norm.running_mean.copy_(mean)
@@ -101,11 +107,9 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
 
 
 def running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Every BatchNorm with running statistics; ValueError where there is none, or one is lazy."""
+    """Every BatchNorm with running statistics; ValueError where there is none."""
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
     if not norms:
         raise ValueError("the model has no BatchNorm with running statistics to recalibrate")
-    if any(isinstance(norm.running_mean, UninitializedBuffer) for norm in norms):
-        raise ValueError("a lazy BatchNorm has no size yet: run the model once first")
     return norms

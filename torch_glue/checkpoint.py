@@ -120,8 +120,9 @@ def save_packed(
     (30.3, True)
     """
     check_target(path, "path")
-    model = unwrapped(model)
+    model, prefix = unwrapped(model)
     layers = [layers] if isinstance(layers, str) else layers
+    layers = [name.removeprefix(prefix) for name in layers]
     state = _plain_state(model)
     transposed = {
         f"{name}.weight".lstrip("."): transposed_groups(module)
@@ -197,7 +198,7 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
         Where the file is missing, damaged, or of another model, or where it has two values for
         what is one tensor in the model; the model is then as it was.
     """
-    model = unwrapped(model)
+    model, prefix = unwrapped(model)
     if attached(model):
         raise ValueError("the model has attached layers: detach(model) first")
     state, layout = _read(path)
@@ -228,7 +229,7 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
     model.load_state_dict(state)
     named = _names(model)
     layers = (name for tensor in layout.packed for name in named.get(tensor, ()))
-    return [name for name in layers if _is_attachable(model, name)]
+    return [prefix + name for name in layers if _is_attachable(model, name)]
 
 
 def _check_tied(path: str | PathLike, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

@@ -53,15 +53,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, where it is wrapped by data parallelism, torch.compile or an average."""
+def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+    """The model itself, where it is wrapped by data parallelism, torch.compile or an average; and
+    what its modules' names begin with in the wrapped one."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+    prefix = ""
     while True:
-        compiled = model._modules.get("_orig_mod")
-        inner: Any = model.module if isinstance(model, wrappers) else compiled
+        name = "module" if isinstance(model, wrappers) else "_orig_mod"
+        inner: Any = getattr(model, name, None)
         if inner is None:
-            return model
-        model = inner
+            return model, prefix
+        model, prefix = inner, f"{prefix}{name}."
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
@@ -85,7 +87,7 @@ def run_model(
     try:
         return forward(model, batch)
     except TypeError as error:
-        name = getattr(unwrapped(model).forward, "__qualname__", "forward")
+        name = getattr(unwrapped(model)[0].forward, "__qualname__", "forward")
         if f"{name}() missing" not in str(error):
             raise
         raise ValueError(

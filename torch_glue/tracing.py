@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -59,8 +60,13 @@ _FRESH = (
     *("zeros_like", "ones_like", "empty_like", "full_like"),
 )
 """Functions that take no values of their first argument."""
+_DESCRIPTIONS = (
+    *("dtype", "device", "shape", "ndim", "dim", "size", "numel", "is_floating_point"),
+    *_FRESH,
+)
+"""What is asked of a tensor without its values."""
 _READ = (
-    *("item", "tolist", "numpy", "__array__", "__iter__", "__contains__"),
+    *("item", "tolist", "numpy", "__array__", "__iter__", "__contains__", "__setitem__"),
     *("__float__", "__int__", "__index__", "__complex__", "__bool__"),
     *("equal", "allclose", "is_nonzero"),
 )
@@ -68,14 +74,14 @@ _READ = (
 
 
 class _Uses(TorchFunctionMode):
-    """Notes of which layers a parameter is taken, by torch, for more than a description of it.
+    """Notes which tensors are taken, by torch, for more than a description of them.
 
     Tracing itself sees only those that forwards read as an attribute of their module.
     """
 
-    def __init__(self, layers: dict[int, str]):
+    def __init__(self, names: dict[int, str]):
         super().__init__()
-        self.layers, self.used = layers, set[str]()
+        self.names, self.used = names, set[str]()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -87,7 +93,7 @@ class _Uses(TorchFunctionMode):
         if gives or name in _READ:
             taken = args[1:] if name in _FRESH else args
             given = {id(value) for value in tree_leaves((taken, kwargs))}
-            self.used |= {name for key, name in self.layers.items() if key in given}
+            self.used |= {self.names[key] for key in given & self.names.keys()}
         return result
 
 
@@ -116,17 +122,16 @@ def _as_before(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _within_reach(modules: list[nn.Module], layers: dict[int, str]) -> set[str]:
-    """Layers of which modules hold a parameter, in attributes, containers or other modules: their
-    forwards may use it."""
+def _within_reach(modules: list[nn.Module], names: dict[int, str]) -> set[str]:
+    """Which of the named tensors modules hold, in attributes, containers or other modules."""
     found, seen, left = set[str](), set[int](), list[Any](modules)
     while left:
         value = left.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if id(value) in layers:
-            found.add(layers[id(value)])
+        if id(value) in names:
+            found.add(names[id(value)])
         elif isinstance(value, nn.Module):
             left += vars(value).values()
         elif isinstance(value, Mapping):
@@ -136,22 +141,37 @@ def _within_reach(modules: list[nn.Module], layers: dict[int, str]) -> set[str]:
     return found
 
 
-def _traced(model: nn.Module, layers: Iterable[str]) -> tuple[fx.Graph, set[str]]:
-    """The graph of a model in eval mode, as what follows a layer may depend on the mode; and the
-    layers of which a parameter is used without being read as an attribute.
+@dataclass(frozen=True)
+class _Traced:
+    """A model's graph in eval mode, as what follows a layer may depend on the mode.
 
-    It is not of a copy, since many models cannot be copied.
+    ``used`` names parameters of layers, and buffers of BatchNorms, that torch took without their
+    being read as an attribute; ``held`` those that a layer holds whose forward was not traced.
     """
+
+    graph: fx.Graph
+    used: set[str]
+    held: set[str]
+
+
+def _traced(model: nn.Module, layers: Iterable[str]) -> _Traced:
+    """Trace a model; not a copy, since many models cannot be copied."""
     parameters = {
-        id(parameter): name
+        id(parameter): f"{name}.{key}"
         for name in layers
-        for parameter in model.get_submodule(name).parameters(recurse=False)  # no None
+        for key, parameter in model.get_submodule(name).named_parameters(recurse=False)
+    }
+    statistics = {
+        id(buffer): f"{name}.{key}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for key, buffer in module.named_buffers(recurse=False)
     }
 
-    def trace(tracer: _Tracer) -> tuple[fx.Graph, set[str]]:
-        with evaluating(model), _as_before(model), _Uses(parameters) as uses:
+    def trace(tracer: _Tracer) -> _Traced:
+        with evaluating(model), _as_before(model), _Uses(parameters | statistics) as uses:
             graph = tracer.trace(model)
-        return graph, uses.used | _within_reach(tracer.left_out, parameters)
+        return _Traced(graph, uses.used, _within_reach(tracer.left_out, parameters))
 
     try:
         return trace(_Tracer())
@@ -174,8 +194,7 @@ def _is_description(node: fx.Node, tensor: fx.Node) -> bool:
         return node.args[0] is not tensor
     if any(value is tensor for value in tree_leaves((node.args[1:], node.kwargs))):
         return False
-    names = ("dtype", "device", "shape", "ndim", "dim", "size", *_FRESH)
-    return asked in names or getattr(asked, "__name__", None) in _FRESH
+    return asked in _DESCRIPTIONS or getattr(asked, "__name__", None) in _FRESH
 
 
 def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
@@ -197,39 +216,40 @@ def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
 
 
 def _read(nodes: Iterable[fx.Node], modules: dict[str, nn.Module]) -> set[str]:
-    """Modules of which a tensor is used for its values, but in a call of the layer itself."""
+    """Tensors that are read for their values, but by a call of the layer whose they are."""
 
-    def harmless(tensor: fx.Node, owner: str, user: fx.Node) -> bool:
+    def harmless(tensor: fx.Node, user: fx.Node) -> bool:
         if _is_description(user, tensor):
             return True
         given = user.args[0] if user.args else user.kwargs.get("input")
+        owner = str(tensor.target).rpartition(".")[0]
         return _layer_of(user, modules) == owner and given is not tensor
 
-    found = set()
-    for node in nodes:
-        owner = str(node.target).rpartition(".")[0]
-        if node.op == "get_attr" and not all(harmless(node, owner, user) for user in node.users):
-            found.add(owner)
-    return found
+    return {
+        str(node.target)
+        for node in nodes
+        if node.op == "get_attr" and not all(harmless(node, user) for user in node.users)
+    }
 
 
-def followers_of(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
-    """The BatchNorm that alone takes the output of each layer, by tracing."""
+def followers_of(model: nn.Module, layers: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """The BatchNorm that alone takes the output of each layer, by tracing; and the tensors that are
+    used elsewhere than in a call of their module."""
     modules = dict(model.named_modules())
-    graph, used = _traced(model, layers)
-    nodes = graph.nodes
+    traced = _traced(model, layers)
+    nodes = traced.graph.nodes
     calls = Counter(
         name or node.target
         for node in nodes
         if (name := _layer_of(node, modules)) or node.op == "call_module"
     )
-    read = _read(nodes, modules)
-    used |= read.intersection(layers)
-    if used:
-        raise ValueError(
-            f"{min(used)}: its weight or bias is used in other ways than in one call of torch's, "
-            f"where it would change too: {_LEAVE}"
-        )
+    used = traced.used | _read(nodes, modules)
+    for names, how in (
+        (used, "is used in other ways than in one call of torch's, where it would change too"),
+        (traced.held, "is held by a layer that cannot be traced, and may be used there"),
+    ):
+        if owners := {name.rpartition(".")[0] for name in names}.intersection(layers):
+            raise ValueError(f"{min(owners)}: its weight or bias {how}: {_LEAVE}")
     found = {}
     for node in nodes:
         name = _layer_of(node, modules)
@@ -244,8 +264,4 @@ def followers_of(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
         if calls[users[0].target] > 1:
             raise ValueError(f"{users[0].target}: follows more than {name}")
         found[name] = str(users[0].target)
-    if both := read.intersection(found.values()):
-        raise ValueError(
-            f"{min(both)}: its tensors are used outside it, where they would change too: {_LEAVE}"
-        )
-    return found
+    return found, used

@@ -11,6 +11,7 @@ import inspect
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -202,10 +203,11 @@ class Watch(TorchFunctionMode):
                 undo=(*path.undo, lambda v: divided(v, factor)), norm=self._norm or path.norm
             )
         if name in _MULTIPLICATIONS:
-            number = isinstance(args[1], (int, float))
-            factor = torch.tensor(float(args[1])) if number else args[1]
-            if not (number or isinstance(factor, nn.Parameter)) or result.shape != shape:
+            given: Any = next(iter((*args[1:], *kwargs.values())), None)
+            number = isinstance(given, Real)
+            if not (number or isinstance(given, nn.Parameter)) or result.shape != shape:
                 return None
+            factor = torch.tensor(float(given)) if number else given
             undo = lambda v: divided(v, factor)  # noqa: E731
         elif name in _SAME and result.numel() == args[0].numel():
             if result is args[0]:

@@ -2,6 +2,7 @@
 """absorb_scales: weights of exactly ±1, the same outputs; a clear error where nothing absorbs."""
 
 import copy
+import warnings
 
 import pytest
 
@@ -374,7 +375,8 @@ def test_a_layer_that_is_not_traced_may_use_what_it_holds(traceable):
         last = Checking([{"first": first.weight}] if holds else None)
         return binary(nn.Sequential(first, norm, last), ["0"])
 
-    with pytest.raises(ValueError, match="0: its weight or bias is used in other ways"):
+    how = "is used in other ways" if traceable else "is held by a layer that cannot be traced"
+    with pytest.raises(ValueError, match=f"0: its weight or bias {how}"):
         torch_glue.absorb_scales(network(True), ["0"])
     same_after_absorbing(network(False), torch.randn(6, 4), {"0": "1"})
 
@@ -426,14 +428,65 @@ def test_what_others_hold_too_is_not_changed(share, scale, refused):
     assert {name: content(value) for name, value in model.state_dict().items()} == before
 
 
-def test_statistics_that_are_used_elsewhere_are_seen():
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda norm, x: F.batch_norm(x[:, :3], norm.running_mean, torch.ones(3)),
+        lambda norm, x: norm.running_mean.view(1, -1),
+        lambda norm, x: norm.running_var.mean(),
+    ],
+)
+def test_statistics_that_are_used_elsewhere_are_seen(use):
     class Reading(Holding):
         def forward(self, x):
-            y = self.layer(x)
-            return self.norm(y) + F.batch_norm(x[:, :3], self.norm.running_mean, torch.ones(3))
+            return self.norm(self.layer(x)) + use(self.norm, x)
 
-    with pytest.raises(ValueError, match="norm: its tensors are used outside it"):
+    with pytest.raises(ValueError, match=r"norm: its running_\w+ is used elsewhere too"):
         torch_glue.absorb_scales(binary(Reading(), ["layer"]))
+
+
+def test_a_gain_may_be_used_elsewhere_unless_it_changes():
+    class Reading(Holding):
+        def forward(self, x):
+            y = self.norm(self.layer(x))
+            return y + self.norm.weight.abs().sum() / self.norm.weight.numel()
+
+    model = binary(Reading(), ["layer"])
+    computed = binary(Holding(), ["layer"])
+    nn.utils.parametrize.register_parametrization(computed.norm, "weight", nn.Softplus())
+    for each in (model, computed):
+        same_after_absorbing(each, torch.randn(6, 4), {"layer": "norm"})
+    model = binary(Reading(), ["layer"])
+    with torch.no_grad():
+        model.layer.weight[0] = 0
+    with pytest.raises(ValueError, match="norm: its weight is used elsewhere too"):
+        torch_glue.absorb_scales(model)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "rows", "nested"])
+def test_tensors_of_any_kind_may_be_beside(kind):
+    model = binary(Holding(), ["layer"])
+    buffers = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "rows": lambda: torch.eye(3).to_sparse_csr(),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # beta states
+        model.register_buffer("beside", buffers[kind]())
+    same_after_absorbing(model, torch.randn(6, 4), {"layer": "norm"})
+
+
+def test_columns_of_one_matrix_share_nothing():
+    for begin, shared in ((4, False), (3, True)):
+        model = binary(Pairs(), ["a"])
+        signs = torch.cat([model.a.weight, model.b.weight], 1).detach().sign()
+        model.a.weight.data, model.b.weight.data = signs[:, :4], signs[:, begin : begin + 4]
+        if shared:
+            with pytest.raises(ValueError, match="a: shares its weight with b"):
+                torch_glue.absorb_scales(model, ["a"])
+        else:
+            same_after_absorbing(model, torch.randn(6, 4), {"a": "na", "b": "nb"})
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e4])

@@ -115,12 +115,22 @@ def test_values_that_are_not_finite_change_nothing(value):
     assert record(model) == before
 
 
-def test_a_lazy_one_is_refused_and_still_works():
-    model = nn.Sequential(nn.LazyBatchNorm1d(), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="run the model once first"):
+def test_a_lazy_one_is_refused_where_it_is_reached():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.LazyBatchNorm1d(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="BatchNorm '1': had no size yet; now it has: call again"):
         recalibrate_batchnorm(model, torch.randn(8, 3))
-    model(torch.randn(8, 3))
-    assert recalibrate_batchnorm(model, torch.randn(8, 3)) == 1
+    assert recalibrate_batchnorm(model, torch.randn(8, 3)) == 2
+    assert torch.isfinite(model.eval()(torch.randn(8, 3))).all()
+    norm = nn.BatchNorm1d(3)
+    norm.unused = nn.LazyBatchNorm1d()
+    assert recalibrate_batchnorm(norm, torch.randn(8, 3)) == 1
+
+
+def test_a_variance_out_of_range_changes_nothing():
+    norm = nn.BatchNorm1d(3).half()
+    with pytest.raises(ValueError, match="its variance is out of range"):
+        recalibrate_batchnorm(norm, 1000 * torch.randn(8, 3).half())
+    assert (norm.running_mean == 0).all()
 
 
 def test_arrays_are_taken_as_they_are():

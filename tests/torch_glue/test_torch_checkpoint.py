@@ -207,10 +207,12 @@ def test_of_wrapped_models_it_is_what_is_within(tmp_path, wrap):
         wrapped, target = wrap(plain), wrap(other)
     except RuntimeError as error:  # a Python that torch does not compile for yet
         pytest.skip(str(error))
-    torch_glue.save_packed(wrapped, tmp_path / "wrapped")
+    prefix = "_orig_mod." if wrap is compiled else "module."
+    torch_glue.save_packed(wrapped, tmp_path / "wrapped", layers=[f"{prefix}0"])
     torch_glue.save_packed(plain, tmp_path / "plain")
     assert (tmp_path / "wrapped").read_bytes() == (tmp_path / "plain").read_bytes()
-    assert torch_glue.load_packed(target, tmp_path / "wrapped") == ["0"]
+    assert torch_glue.load_packed(target, tmp_path / "wrapped") == [f"{prefix}0"]
+    assert torch_glue.attach(target, [f"{prefix}0"]) == torch_glue.detach(target)
     torch_glue.detach(plain)
     same(plain, target._orig_mod if wrap is compiled else target.module)
 

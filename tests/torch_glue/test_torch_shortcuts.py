@@ -165,6 +165,8 @@ class Plain(nn.Module):
             return x + self.gain * self.drop(y)
         if self.how == "a tenth":
             return x + 0.1 * self.drop(y) * 1
+        if self.how == "by keyword":
+            return x + torch.mul(y, other=np.float32(0.1))
         if self.how == "nothing":
             return x + 0 * y
         if self.how == "turned":
@@ -178,7 +180,7 @@ def test_what_is_no_shortcut_of_the_layer(how):
     assert [layer.shortcut for layer in layers] == [None, None]
 
 
-@pytest.mark.parametrize("how", ["plain", "scaled", "a tenth", "nothing", "turned"])
+@pytest.mark.parametrize("how", ["plain", "scaled", "a tenth", "by keyword", "nothing", "turned"])
 def test_steps_in_between_are_undone(how):
     model, x = Plain(how).eval(), torch.randn(5, 4)
     network = TorchNetwork(model)
@@ -186,8 +188,8 @@ def test_steps_in_between_are_undone(how):
     wanted = model.first(x).detach().numpy()
     if how == "scaled":  # through a factor of zero nothing can be made up
         wanted = wanted * np.array([2.0, -0.5, 1.0, 0.0])
-    elif how in ("a tenth", "nothing"):
-        wanted = wanted * (10 if how == "a tenth" else 0)
+    elif how in ("a tenth", "by keyword", "nothing"):
+        wanted = wanted * (0 if how == "nothing" else 10)
     found = network.shortcut("layer", x, binarized=False)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
