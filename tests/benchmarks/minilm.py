@@ -165,6 +165,7 @@ def similarities(model: nn.Module, data: list[Tensor]) -> np.ndarray:
 @click.option("--intercept/--no-intercept", default=False)
 @click.option("--sentences", "count", default=1024, help="For calibration.")
 @click.option("--held-out", default=1000, help="To judge by.")
+@click.option("--folder", type=Path, help="Keep run folders in it, and resume from them.")
 def main(
     wheel: str,
     methods: tuple[str, ...],
@@ -174,6 +175,7 @@ def main(
     intercept: bool,
     count: int,
     held_out: int,
+    folder: Path | None,
 ) -> None:
     """Binarise and judge."""
     full, tokenizer = load(wheel)
@@ -190,8 +192,11 @@ def main(
             options["residual"] = "auto" if residual and method != "sign" else False
             options["intercept"] = "auto" if intercept and method != "sign" else False
             begun = time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder:
-                run = torch_glue.binarize(model, calibration, folder, **options)
+            with tempfile.TemporaryDirectory() as scratch:
+                kept = "-".join(map(str, (*options.values(), count)))
+                run = torch_glue.binarize(
+                    model, calibration, (folder or Path(scratch)) / kept, **options
+                )
             summary = run.report.summary
             result = options | {
                 "calibration_sentences": len(texts),
