@@ -24,6 +24,8 @@ def array(value: Any, name: str, ndim: int | tuple[int, ...]) -> np.ndarray:
         kind = np.dtype(result.dtype).kind
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: not an array of numbers ({error})") from None
+    if np.ma.is_masked(result):
+        raise ValueError(f"{name}: has masked entries; give what they stand for, by filled()")
     if kind not in "fiub":
         raise ValueError(f"{name}: dtype {result.dtype} is not a real number type")
     wanted = (ndim,) if isinstance(ndim, int) else ndim
@@ -86,9 +88,9 @@ def positive(value: Any, name: str, unit: str = "") -> float:
 
 def number(value: Any, name: str, most: float = np.inf) -> float:
     """A finite number from 0 to ``most``, of any type that float takes but text and bool."""
-    dtype = str(getattr(value, "dtype", ""))  # of NumPy's and torch's numbers and arrays
-    if dtype == "object" and value.ndim == 0:
+    if str(getattr(value, "dtype", "")) == "object" and value.ndim == 0:
         value = value.item()
+    dtype = str(getattr(value, "dtype", ""))  # of NumPy's and torch's numbers and arrays
     other = getattr(getattr(value, "dtype", None), "kind", "f") in "SUmM"
     other = other or "bool" in dtype or "complex" in dtype
     text = (str, bytes, bytearray, memoryview)

@@ -369,6 +369,9 @@ class Problem:
         more += ", intercept" if self.intercept else ""
         return f"Problem({name}S={self.inputs}, T={self.columns}, rows={self.rows}{more})"
 
+    def __radd__(self, other: Any) -> Problem:  # sum() starts at 0
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __add__(self, other: Problem) -> Problem:
         """The problem over the rows of both; sums are simply added.
 

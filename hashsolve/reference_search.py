@@ -187,7 +187,8 @@ def precise(gram, cross, bits):
 
 
 def gray(gram, cross, energy, free, codes):
-    """All codes in Gray-code order, every sum rounded once; the lowest loss is its own bound."""
+    """All codes in Gray-code order, every sum rounded once; the lowest loss is its own bound. Codes
+    whose q is no more than 1e-12 trace H are passed over."""
     inputs = len(cross)
     step = np.arange(1 << (inputs - 1 if free else inputs))
     flipped = (step ^ (step >> 1))[:, None] >> np.arange(inputs) & 1
@@ -197,7 +198,7 @@ def gray(gram, cross, energy, free, codes):
         if not free:
             losses.append(energy - 2.0 * p + q)
         else:
-            losses.append(energy - (p * p / q if q > 0 else 0.0))
+            losses.append(energy - p * p / q if q > 1e-12 * np.trace(gram) else np.inf)
     best = int(np.argmin(losses))
     codes[:] = 1 - 2 * flipped[best]
     return losses[best], losses[best]

@@ -29,7 +29,7 @@ class Status(Enum):
     )
     UNPROVABLE = (
         "no search can prove the rest: codes can all but cancel on these inputs, so that nothing "
-        "limits the scale; take more rows, or rows that differ more"
+        "limits the scale: rows are too few or too alike, or inputs add up to nothing"
     )
     NODE_LIMIT = (
         "stopped at the effort's node budget with some columns unproven; the bounds hold, a higher "

@@ -96,6 +96,8 @@ def solve(
     seed = checks.whole(seed, "seed", 0)
     if time_limit is not None:
         time_limit = checks.positive(time_limit, "time_limit", " seconds")
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback: must be callable, got a {type(callback).__name__}")
     if threads is not None:
         threads = checks.whole(threads, "threads", 1)
     if checkpoint is not None and method not in CHECKPOINTED:

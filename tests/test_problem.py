@@ -123,6 +123,7 @@ def test_merging_adds_rows(case, data):
     whole = hs.Problem.from_arrays(case.inputs, case.weights, target=y)
     same(parts[0] + parts[1], whole, rtol=1e-12)
     assert (parts[0] + parts[1]).rows == case.inputs.shape[1]
+    same(sum(parts), parts[0] + parts[1], rtol=0)
 
 
 def test_what_cannot_be_merged():
@@ -233,6 +234,7 @@ def replaced(array, value):
         ((X.astype(object), W), r"inputs \(X\): dtype object"),
         ((X, W * 1j), r"weights \(W\): dtype complex128"),
         ((X, [["a", "b"]] * 2), r"weights \(W\): dtype <U1"),
+        ((np.ma.masked_less(X, X.max()), W), r"inputs \(X\): has masked entries"),
         (([[1, 2], [3]], W), r"inputs \(X\): not an array of numbers"),
         ((replaced(X, np.nan), W), r"inputs: nan at \(1, 0\)"),
         ((replaced(X, -np.inf), W), r"inputs: -inf at \(1, 0\)"),

@@ -315,6 +315,21 @@ def test_gray(kind, size):
         assert codes[-1] == 1
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_gray_passes_over_codes_that_cancel(seed):
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(7, 3))
+    inputs = (inputs - inputs.mean(0)).astype(np.float32).astype(float)
+    target = inputs.T @ rng.normal(size=7) + 0.3 * rng.normal(size=3)
+    gram, cross, energy = inputs @ inputs.T, inputs @ target, float(target @ target)
+    codes, twin = np.zeros((2, 7), dtype=np.int8)
+    loss, lowest = gray.gray(gram, cross, energy, True, codes)
+    twin_loss, _ = reference_search.gray(gram, cross, energy, True, twin)
+    np.testing.assert_array_equal(codes, twin)
+    assert loss == pytest.approx(twin_loss, abs=1e-9 * energy) and lowest <= loss
+    assert codes @ gram @ codes > 1e-12 * np.trace(gram)
+
+
 def test_gray_takes_the_first_of_equals():
     column = make_column("zero cross", 5, 1)
     codes = np.zeros(5, dtype=np.int8)

@@ -535,6 +535,7 @@ def test_sweep_limit(method, monkeypatch):
         ({"effort": "defualt"}, "effort: 'defualt' is not one of .*; did you mean 'default'?"),
         ({"effort": 3}, "effort: 3 is not one of"),
         ({"time_limit": 0}, "time_limit: must be > 0 seconds, got 0"),
+        ({"callback": 3}, "callback: must be callable, got a int"),
         ({"time_limit": float("nan")}, "time_limit: must be > 0"),
         ({"time_limit": "1"}, "time_limit: must be > 0 seconds, got '1'"),
         ({"threads": 0}, "threads: must be a whole number >= 1, got 0"),
@@ -648,6 +649,33 @@ def test_auto_is_never_worse_than_what_it_contains(size, rows, seed, effort):
     best = hs.solve(p, "auto", effort).loss
     for method in ("dcc", "one_flip", "babai", "beam", "tabu"):
         assert (best <= hs.solve(p, method, effort).loss + 1e-9 * p.energy).all(), method
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [6, 10, 18, 20])
+def test_inputs_that_add_up_to_nothing(size, precision):
+    """As after LayerNorm: some codes cancel, by rounding only, and have any loss."""
+    rng = np.random.default_rng(size)
+    mix = rng.normal(size=(size, size)) * np.geomspace(0.1, 1, size)
+    rows = np.tanh(mix @ rng.normal(size=(size, 200)))
+    rows = ((rows - rows.mean(0)) / rows.std(0)).astype(precision)
+    p = hs.Problem.from_arrays(rows, rng.normal(size=(size, 4)))
+    exact = hs.solve(p, "exact", "fast")
+    for method in ("dcc", "one_flip", "babai", "beam", "tabu", "auto"):
+        s = hs.solve(p, method, "fast")
+        assert (exact.loss <= s.loss + 1e-9 * p.energy).all(), method
+        if method == "auto":
+            assert (s.loss <= exact.loss + 1e-9 * p.energy).all()
+    assert exact.status in (hs.Status.OPTIMAL, hs.Status.UNPROVABLE)
+    assert (exact.status is hs.Status.OPTIMAL) == exact.optimal.all()
+    if size <= 10:
+        codes = 1.0 - 2.0 * (np.arange(2 ** (size - 1))[:, None] >> np.arange(size) & 1)
+        outputs = codes @ rows.astype(float)
+        norms = (outputs**2).sum(1)
+        limited = norms > 1e-6 * norms.max()
+        target = rows.astype(float).T @ p.weights
+        gains = (outputs[limited] @ target) ** 2 / norms[limited, None]
+        np.testing.assert_allclose(exact.loss, p.energy - gains.max(0), atol=1e-9 * p.energy.max())
 
 
 def test_no_search_can_prove_what_nothing_limits(rng):

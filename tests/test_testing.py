@@ -148,6 +148,8 @@ def test_no_law_and_no_example_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             check_solver(solver("one_flip"), **arguments)
+    with pytest.raises(ValueError, match="solver: must be callable, got a int"):
+        check_solver(3)
 
 
 def test_effort_must_be_monotone():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torch_glue.filters import LAYERS, as_rows, binary_scales, transposed_groups
+from torch_glue.checks import check_model
+from torch_glue.filters import LAYERS, NORMS, as_rows, binary_scales, transposed_groups
+from torch_glue.places import dotted, fill, own_tensors
 from torch_glue.tracing import followers_of
 
 
@@ -66,6 +68,9 @@ def absorb_scales(
     >>> model[0].weight.abs().unique(), torch.allclose(before, model(torch.ones(1, 3, 5, 5)))
     (tensor([1.], grad_fn=<Unique2Backward0>), True)
     """
+    check_model(model)
+    if followers is not None and not isinstance(followers, Mapping):
+        raise ValueError("followers: must be a mapping, such as {'conv1': 'bn1'}")
     modules = dict(model.named_modules())
     scales: dict[str, Tensor] = {}
     for name in modules if layers is None else [layers] if isinstance(layers, str) else layers:
@@ -87,35 +92,33 @@ def absorb_scales(
         if count > 1:
             raise ValueError(f"followers: {follower} follows more than one layer")
     changes = [change for part in folded for change in part]
-    _check_holders(modules, scales, [tensor for tensor, _ in changes], used)
-    with torch.no_grad():
-        for tensor, value in changes:
-            tensor.copy_(value)
+    for tensor, value in _targets(modules, scales, changes, used):
+        fill(tensor, value)
     return {name: found[name] for name in scales}
 
 
 def _folded(
     modules: dict[str, nn.Module], name: str, alpha: Tensor, follower: str | None
-) -> list[tuple[Tensor, Tensor]]:
-    """What to write where, so that a layer's scales and bias are in its BatchNorm."""
+) -> list[tuple[str, str, Tensor]]:
+    """Which tensors of which modules to set to what, so that a layer's scales and bias are in its
+    BatchNorm."""
     layer: Any = modules[name]
     norm: Any = None if follower is None else modules.get(follower)
-    kind = nn.modules.batchnorm._BatchNorm
-    if not isinstance(norm, kind) or norm.running_mean is None or norm.running_var is None:
+    kept = isinstance(norm, NORMS) and norm.running_mean is not None
+    if follower is None or not kept or norm.running_var is None:
+        by = "nothing that is known" if follower is None else repr(follower)
         raise ValueError(
-            f"{name}: is followed by {follower!r}, no BatchNorm with running statistics, which "
-            "could take its scales: leave it out of layers"
+            f"{name}: is followed by {by}, no BatchNorm with running statistics, which could take "
+            "its scales: leave it out of layers"
         )
     if norm.num_features != len(alpha):
         raise ValueError(f"{follower}: has {norm.num_features} features, {name} {len(alpha)}")
     alpha = alpha.double()
     mean, variance = norm.running_mean.double(), norm.running_var.double() + norm.eps
-    own = _own(name, layer, "bias")
-    bias = torch.zeros_like(alpha) if own is None else own.detach().double()
-    weight = layer.weight.detach()
-    changes = [(layer.weight, torch.where(weight.signbit(), -1, 1).to(weight))]
-    if own is not None:
-        changes.append((own, torch.zeros_like(own)))
+    bias = torch.zeros_like(alpha) if layer.bias is None else layer.bias.detach().double()
+    changes = [(name, "weight", torch.where(layer.weight.detach().signbit(), -1, 1))]
+    if layer.bias is not None:
+        changes.append((name, "bias", torch.zeros_like(alpha)))
     alpha_or_one = torch.where(alpha == 0, 1, alpha)
     scaled = variance / alpha_or_one.square() - norm.eps
     centre = (mean - bias) / alpha_or_one
@@ -123,74 +126,55 @@ def _folded(
     dead = (alpha == 0) | (centre.abs() > most)  # all that it gives goes to the shift
     in_gain = dead | (scaled < 0) | (scaled > most)
     if in_gain.any():
-        gain, shift = (_own(str(follower), norm, key) for key in ("weight", "bias"))
-        if gain is None or (shift is None and dead.any()):
+        if norm.weight is None or (norm.bias is None and dead.any()):
             raise ValueError(
                 f"{follower}: lacks the weight or bias that alone could take a scale of {name}"
             )
-        gains = gain.detach().double()
-        changes.append((gain, torch.where(in_gain, gains * alpha, gains)))
-        if shift is not None:
-            shifts = shift.detach().double()
-            fixed = shifts + gains * (bias - mean) / variance.sqrt()  # without z
-            changes.append((shift, torch.where(dead, fixed, shifts)))
+        gain = norm.weight.detach().double()
+        changes.append((follower, "weight", torch.where(in_gain, gain * alpha, gain)))
+        if norm.bias is not None:
+            shift = norm.bias.detach().double()
+            fixed = shift + gain * (bias - mean) / variance.sqrt()  # without z
+            changes.append((follower, "bias", torch.where(dead, fixed, shift)))
     centre = torch.where(dead, 0, centre)
     spread = torch.where(in_gain, norm.running_var.double(), scaled)
-    return [*changes, (norm.running_mean, centre), (norm.running_var, spread)]
+    return [*changes, (follower, "running_mean", centre), (follower, "running_var", spread)]
 
 
-def _own(name: str, module: nn.Module, key: str) -> Tensor | None:
-    """A tensor of a module, if it is one that can be written to."""
-    tensor = getattr(module, key)
-    if tensor is not module._parameters.get(key, module._buffers.get(key)):
-        raise ValueError(f"{name}: its {key} is parametrized: make it a plain one first")
-    return tensor
-
-
-def _check_holders(
-    modules: dict[str, nn.Module], layers: Iterable[str], changed: list[Tensor], used: set[str]
-) -> None:
-    """Refuse to change what is used elsewhere, or what another module holds too, but for what
-    layers share."""
+def _targets(
+    modules: dict[str, nn.Module],
+    layers: Collection[str],
+    changes: list[tuple[str, str, Tensor]],
+    used: set[str],
+) -> list[tuple[Tensor, Tensor]]:
+    """The tensors to write to; refuses what is computed, what is used elsewhere, and what another
+    module holds too, but for what layers share."""
     held = defaultdict(list)  # by where their memory begins
-    places: dict[int, tuple[str, str]] = {}
     for name, module in modules.items():
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+        for tensor in own_tensors(module).values():
             # what is sparse, or has no shape yet, shares no memory with what is changed
-            if tensor is None or is_lazy(tensor) or tensor.layout is not torch.strided:
-                continue
-            if not tensor.is_nested:
+            if not is_lazy(tensor) and tensor.layout is torch.strided:
                 held[tensor.untyped_storage().data_ptr()].append((name, tensor))
-                places.setdefault(id(tensor), (name, key))
-    for tensor in changed:
-        name, key = places[id(tensor)]
-        if f"{name}.{key}" in used:
+    targets = []
+    for name, key, value in changes:
+        target = own_tensors(modules[name]).get(key)
+        if target is None or target is not getattr(modules[name], key):
+            raise ValueError(
+                f"{name}: its {key} is parametrized, or no parameter or buffer: make it one first"
+            )
+        if dotted(name, key) in used:
             raise ValueError(
                 f"{name}: its {key} is used elsewhere too, where it would change: leave the layer "
                 "before it out of layers"
             )
-        for other, theirs in held[tensor.untyped_storage().data_ptr()]:
-            if other == name or {name, other} <= set(layers):
-                continue
-            if _overlap(tensor, theirs):
+        first, end = _span(target)
+        for other, theirs in held[target.untyped_storage().data_ptr()]:
+            others_first, others_end = _span(theirs)
+            apart = first >= others_end or others_first >= end
+            if not apart and other != name and not (name in layers and other in layers):
                 raise ValueError(f"{name}: shares its {key} with {other}, which would change too")
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same bytes, given that they begin in the same memory."""
-    (first, last), (others_first, others_last) = _span(one), _span(other)
-    if one.device != other.device or first >= others_last or others_first >= last:
-        return False
-    if one.dtype != other.dtype:
-        return True
-    start, size = min(first, others_first), one.element_size()
-    touched = torch.zeros((max(last, others_last) - start) // size, dtype=torch.bool)
-    parts = [
-        touched.as_strided(part.shape, part.stride(), (part.data_ptr() - start) // size)
-        for part in (one, other)
-    ]
-    parts[0].fill_(True)
-    return bool(parts[1].any())
+        targets.append((target, value))
+    return targets
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

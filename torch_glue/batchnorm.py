@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer
 
+from torch_glue.checks import check_model
+from torch_glue.filters import NORMS
 from torch_glue.passes import batches_of, evaluating, run_batch, run_model
+from torch_glue.places import fill
 
 
 def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> int:
@@ -26,7 +28,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     ----------
     model : torch.nn.Module
         Only the statistics change, and only once all batches have been seen; a BatchNorm that no
-        batch reaches keeps its own. Everything but BatchNorm runs in eval mode.
+        batch reaches keeps its own, and what had no size yet has one then. Everything but BatchNorm
+        runs in eval mode.
     batches : tensor, array, data set, or iterable of batches
         As in `binarize`, but one pass is all that is needed; labels are not used.
 
@@ -50,14 +53,13 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     >>> norm.running_mean, norm.running_var
     (tensor([2.]), tensor([2.]))
     """
+    check_model(model)
     norms = running_norms(model)
     names = {module: name for name, module in model.named_modules()}
-    lazy = [norm for norm in norms if isinstance(norm.running_mean, UninitializedBuffer)]
     seen: dict[Any, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in norms}
 
-    def observe(norm: nn.Module, args: tuple, kwargs: dict) -> None:
-        if norm in lazy:
-            raise ValueError(f"BatchNorm {names[norm]!r}: had no size yet; now it has: call again")
+    def observe(norm: Any, args: tuple, kwargs: dict) -> None:
+        norm.training, norm.track_running_stats = True, False  # a lazy one has its size by now
         values = args[0] if args else kwargs["input"]
         values = values if values.dtype == torch.float64 else values.float()
         axes = [axis for axis in range(values.dim()) if axis != 1]
@@ -69,11 +71,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     handles = [norm.register_forward_pre_hook(observe, with_kwargs=True) for norm in norms]
     try:
         with evaluating(model):
-            for norm in norms:
-                if norm not in lazy:
-                    norm.training, norm.track_running_stats = True, False
-            for batch in batches_of(batches):
-                run_model(run_batch, model, batch)
+            for batch in batches_of(batches, "batches"):
+                run_model(run_batch, model, batch, "batches: the model")
                 count += 1
     finally:
         for norm, handle in zip(norms, handles, strict=True):
@@ -92,24 +91,22 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
         spread = rows @ (variances + (means - mean).square())
         mean = mean.to(norm.running_mean)
         variance = (spread / (rows.sum() - 1)).to(norm.running_var)
-        if not (mean + variance).isfinite().all():
+        if not (mean.isfinite() & variance.isfinite()).all():
             raise ValueError(
                 f"BatchNorm {names[norm]!r}: what reaches it is not finite, or its variance is "
                 "out of range: look at the data and the weights"
             )
         found[norm] = (mean, variance, len(parts))
-    with torch.no_grad():
-        for norm, (mean, variance, batch_count) in found.items():
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-            norm.num_batches_tracked.fill_(batch_count)
+    for norm, (mean, variance, batch_count) in found.items():
+        fill(norm.running_mean, mean)
+        fill(norm.running_var, variance)
+        fill(norm.num_batches_tracked, torch.tensor(batch_count))
     return len(found)
 
 
-def running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+def running_norms(model: nn.Module) -> list[NORMS]:
     """Every BatchNorm with running statistics; ValueError where there is none."""
-    kind = nn.modules.batchnorm._BatchNorm
-    norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]
     if not norms:
         raise ValueError("the model has no BatchNorm with running statistics to recalibrate")
     return norms

@@ -30,10 +30,10 @@ from hashsolve.packed_checkpoint import (
 )
 from hashsolve.packing import pack, unpack
 from torch_glue.binary_weight import attached
+from torch_glue.checks import check_model, check_target
 from torch_glue.filters import as_rows, binary_scales, from_rows, group_length, transposed_groups
 from torch_glue.parametrize import attachable
-from torch_glue.passes import unwrapped
-from torch_glue.paths import check_target
+from torch_glue.passes import inner_name, outer_name, unwrapped
 from torch_glue.places import places_of, state_name
 
 
@@ -119,10 +119,11 @@ def save_packed(
     >>> round(sizes.binarized_ratio, 1), torch.equal(model[0].weight, other[0].weight)
     (30.3, True)
     """
+    check_model(model)
     check_target(path, "path")
     model, prefix = unwrapped(model)
     layers = [layers] if isinstance(layers, str) else layers
-    layers = [name.removeprefix(prefix) for name in layers]
+    layers = [inner_name(name, prefix) for name in layers]
     state = _plain_state(model)
     transposed = {
         f"{name}.weight".lstrip("."): transposed_groups(module)
@@ -198,6 +199,7 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
         Where the file is missing, damaged, or of another model, or where it has two values for
         what is one tensor in the model; the model is then as it was.
     """
+    check_model(model)
     model, prefix = unwrapped(model)
     if attached(model):
         raise ValueError("the model has attached layers: detach(model) first")
@@ -229,7 +231,7 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
     model.load_state_dict(state)
     named = _names(model)
     layers = (name for tensor in layout.packed for name in named.get(tensor, ()))
-    return [prefix + name for name in layers if _is_attachable(model, name)]
+    return [outer_name(name, prefix) for name in layers if _is_attachable(model, name)]
 
 
 def _check_tied(path: str | PathLike, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

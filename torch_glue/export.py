@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from hashsolve.files import atomic
+from torch_glue.checks import check_model, check_target
 from torch_glue.parametrize import detach
 from torch_glue.passes import evaluating
-from torch_glue.paths import check_target
 
 
 def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options: Any) -> None:
@@ -31,7 +31,7 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
     path : path
         The file appears whole or not at all.
     example : tensor, or tuple of tensors
-        Inputs to trace with; their first axis is left open.
+        Inputs to trace with; their first axis is left open, for which one sample is traced as two.
     **options
         Of `torch.onnx.export`, such as ``opset_version`` or ``dynamic_shapes``.
 
@@ -42,12 +42,15 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
     ImportError
         Without ``pip install 'hashsolve[onnx]'``.
     """
+    check_model(model)
     check_target(path, "path")
     args = example if isinstance(example, tuple) else (example,)
     model = copy.deepcopy(model)
     detach(model)
-    axes = {0: torch.export.Dim.DYNAMIC}
-    options = {"dynamic_shapes": tuple(axes for _ in args)} | options
+    if "dynamic_shapes" not in options:
+        options["dynamic_shapes"] = tuple({0: torch.export.Dim.DYNAMIC} for _ in args)
+        if all(len(values) == 1 for values in args):  # an axis of 1 would be taken to be always 1
+            args = tuple(torch.cat([values, values]) for values in args)
     with evaluating(model), atomic(path) as part, _quiet():
         torch.onnx.export(model, args, part, external_data=False, verbose=False, **options)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import data
 
 import torch_glue.network  # noqa: F401  registers how tensors are digested
@@ -20,6 +21,7 @@ from hashsolve import checks
 from hashsolve.files import digest
 from torch_glue.batchnorm import recalibrate_batchnorm, running_norms
 from torch_glue.binary_weight import attached
+from torch_glue.checks import check_batches, check_model, check_target
 from torch_glue.passes import (
     batches_of,
     evaluating,
@@ -27,7 +29,6 @@ from torch_glue.passes import (
     run_batch,
     run_model,
 )
-from torch_glue.paths import check_target
 from torch_glue.resuming import (
     copied_state,
     load_state,
@@ -360,22 +361,25 @@ def _check_objects(
     recalibrate: Tensor | Iterable[Any] | None,
     checkpoint: str | PathLike | None,
 ) -> None:
+    check_model(model)
     layers = attached(model).values()
     if not layers:
         raise ValueError("the model has no attached layer: torch_glue.attach(model, run) first")
     if hardening and any(layer.binary.stochastic for layer in layers):
         raise ValueError("hardening: has no stochastic form; attach with stochastic=False")
-    if teacher is not None and not isinstance(teacher, nn.Module):
-        raise ValueError(f"teacher: must be a torch.nn.Module, got a {type(teacher).__name__}")
+    for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{tensor_name}: has no size yet: run the model on a batch first")
+    if teacher is not None:
+        check_model(teacher, "teacher")
     if isinstance(loader, data.Dataset) and not isinstance(loader, data.IterableDataset):
         raise ValueError(
             "loader: give batches: a torch.utils.data.DataLoader of this data set, with "
             "batch_size=None where its items are batches"
         )
     for name, batches in (("loader", loader), ("recalibrate", recalibrate)):
-        iterable = any(hasattr(batches, method) for method in ("__iter__", "__getitem__"))
-        if not iterable and (batches is not None or name == "loader"):
-            raise ValueError(f"{name}: must give batches, got a {type(batches).__name__}")
+        if batches is not None or name == "loader":
+            check_batches(batches, name)
         if isinstance(batches, Iterator):
             raise ValueError(
                 f"{name}: this iterator can be gone through only once, but each epoch needs a "
@@ -383,6 +387,6 @@ def _check_objects(
             )
     if recalibrate is not None:
         running_norms(model)
-        batches_of(recalibrate)
+        batches_of(recalibrate, "recalibrate")
     if checkpoint is not None:
         check_target(checkpoint, "checkpoint")

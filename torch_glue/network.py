@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 import hashsolve
 from hashsolve.files import update
+from torch_glue.checks import check_model
+from torch_glue.filters import NORMS
 from torch_glue.own_forwards import computed_otherwise
 from torch_glue.passes import evaluating, run_batch, run_model
-from torch_glue.places import Place, as_array, places_of
+from torch_glue.places import Place, as_array, fill, places_of, writable
 from torch_glue.watch import Found, Seen, Watch, divided, norm_factor
 
-_NORMS = nn.modules.batchnorm._BatchNorm
 Shortcuts = str | bool | Mapping[str, str | tuple[str | None, str]]
 
 
@@ -75,6 +76,7 @@ class TorchNetwork:
         forward: Callable[[nn.Module, Any], Any] | None = None,
         shortcuts: Shortcuts = "auto",
     ):
+        check_model(model)
         self.model = model
         self.remarks: list[str] = []
         self._forward = forward or run_batch
@@ -97,7 +99,7 @@ class TorchNetwork:
         batch : tensor, tuple or mapping
         """
         for (owner, attribute), value in self._original.items():
-            _fill(getattr(owner, attribute), value)
+            fill(getattr(owner, attribute), value)
         self._original.clear()
         self._kept = None
         run = partial(self._run, batch, {}, None)
@@ -230,7 +232,7 @@ class TorchNetwork:
             held = other.parameter
             if held is not None and held.data_ptr() == current.data_ptr():
                 self._keep(other.owner, other.weight)
-        with _writable(current):
+        with writable(current):
             place.fill(current, torch.from_numpy(np.ascontiguousarray(weight)))
         if constant is None and name not in self._constants:
             return
@@ -242,7 +244,7 @@ class TorchNetwork:
         if constant is not None:
             added = torch.from_numpy(np.asarray(constant, dtype=np.float64)).to(full.device)
             full = full.double() + sign * added
-        _fill(getattr(owner, attribute)[rows], full)
+        fill(getattr(owner, attribute)[rows], full)
 
     def takers(self, name: str) -> list[Tensor]:
         """What shapes a layer's outputs where its constant is taken up: its bias, or all of the
@@ -320,7 +322,7 @@ class TorchNetwork:
     def _find_constants(self, seen: dict[str, Seen], order: list[str]) -> None:
         """What can take up a constant for each filter of a layer."""
         calls, self._constants = Counter(order), {}
-        norms = {n: m for n, m in self.model.named_modules() if isinstance(m, _NORMS)}
+        norms = {n: m for n, m in self.model.named_modules() if isinstance(m, NORMS)}
         named = self.model.named_parameters(remove_duplicate=False)
         holders = Counter(parameter.data_ptr() for _, parameter in named)
         used = Counter(user for found in seen.values() for user in found.users)
@@ -445,17 +447,6 @@ def _no_fused_attention() -> Iterator[None]:
         switch.set_fastpath_enabled(before)
 
 
-@contextmanager
-def _writable(tensor: Tensor) -> Iterator[None]:
-    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-        yield
-
-
-def _fill(tensor: Tensor, value: Tensor) -> None:
-    with _writable(tensor):
-        tensor.copy_(value)
-
-
 def _checked(
     shortcuts: Shortcuts, model: nn.Module, places: dict[str, Place]
 ) -> bool | dict[str, tuple[str | None, str]]:
@@ -471,7 +462,7 @@ def _checked(
         module, colon, which = source.partition(":")
         if name not in places:
             raise ValueError(f"residual: {name!r} is no layer; layers: {', '.join(places)}")
-        if norm is not None and not isinstance(modules.get(norm), _NORMS):
+        if norm is not None and not isinstance(modules.get(norm), NORMS):
             raise ValueError(f"residual: {norm!r}, named for layer {name}, is no BatchNorm")
         if module not in modules or (colon and which != "input"):
             raise ValueError(

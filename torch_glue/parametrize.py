@@ -25,6 +25,7 @@ from torch_glue.binary_weight import (
     attached,
     scales_of,
 )
+from torch_glue.checks import check_model
 from torch_glue.filters import (
     as_rows,
     binary_scales,
@@ -106,6 +107,7 @@ def attach(
     >>> [name for name, _ in model[0].named_parameters()]  # doctest: +NORMALIZE_WHITESPACE
     ['bias', 'parametrizations.weight.original', 'parametrizations.weight.0.scales']
     """
+    check_model(model)
     checks.choice(scales, "scales", SCALES)
     if clip is not None and not 0 < clip < math.inf:
         raise ValueError(f"clip: must be a positive number or None, got {clip!r}")
@@ -222,6 +224,7 @@ def detach(model: nn.Module) -> list[str]:
     >>> model[0].weight.abs().unique().numel()
     1
     """
+    check_model(model)
     found = attached(model)
     for name, layer in found.items():
         rows = as_rows(layer.weight, transposed_groups(layer.module))
@@ -308,6 +311,11 @@ def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, li
         weight = place.parameter
         if weight is None or not place.own(weight).isfinite().all():
             raise ValueError(f"{name}: its weight is computed from other tensors, or not finite")
+        if weight.is_inference():
+            raise ValueError(
+                f"{name}: its weight was made in inference mode, and cannot be trained: load the "
+                "state into a model made outside of it"
+            )
         if any(weight is other and place.part == at[0].part for other, at in found.values()):
             continue
         holders = {(place.owner, place.weight): place}

@@ -12,22 +12,29 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils import data
 
+from torch_glue.checks import check_batches
+from torch_glue.places import tensors_in
+
 BATCH = 64  # at most so many samples a forward pass, where images do not come in batches
 
 
-def batches_of(images: Any) -> Iterable[Any]:
-    """What was given as images, in batches: a tensor in nearly equal ones, a data set in order."""
+def batches_of(images: Any, name: str = "images") -> Iterable[Any]:
+    """What was given as images, in batches: a tensor in nearly equal ones, a data set in order.
+
+    Errors start with ``name``.
+    """
     if isinstance(images, (np.ndarray, Tensor)):
         if images.ndim < 2 or len(images) == 0:
             raise ValueError(
-                f"images: needs samples along the first axis, got shape {tuple(images.shape)}"
+                f"{name}: needs samples along the first axis, got shape {tuple(images.shape)}"
             )
         split: Any = np.array_split if isinstance(images, np.ndarray) else torch.tensor_split
         return split(images, -(-len(images) // BATCH))
     if isinstance(images, (str, Mapping)):
         raise ValueError(
-            f"images: a {type(images).__name__} is no iterable of batches; one batch is [batch]"
+            f"{name}: a {type(images).__name__} is no iterable of batches; one batch is [batch]"
         )
+    check_batches(images, name)
     return data.DataLoader(images, BATCH) if isinstance(images, data.Dataset) else images
 
 
@@ -60,10 +67,20 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     prefix = ""
     while True:
         name = "module" if isinstance(model, wrappers) else "_orig_mod"
-        inner: Any = getattr(model, name, None)
+        inner = model._modules.get(name)
         if inner is None:
             return model, prefix
         model, prefix = inner, f"{prefix}{name}."
+
+
+def inner_name(name: str, prefix: str) -> str:
+    """What a module of a wrapped model is called within, by `unwrapped`'s prefix."""
+    return f"{name}.".removeprefix(prefix).removesuffix(".")
+
+
+def outer_name(name: str, prefix: str) -> str:
+    """What a module within is called in the wrapped model."""
+    return f"{prefix}{name}".removesuffix(".")
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
@@ -87,6 +104,9 @@ def run_model(
     try:
         return forward(model, batch)
     except TypeError as error:
+        if not tensors_in(batch):
+            given = type(batch).__name__
+            raise ValueError(f"{who} takes no batch without tensors ({given}: {error})") from error
         name = getattr(unwrapped(model)[0].forward, "__qualname__", "forward")
         if f"{name}() missing" not in str(error):
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,11 +222,35 @@ def places_of(model: nn.Module) -> dict[str, Place]:
     return places
 
 
+def dotted(name: str, key: str) -> str:
+    """What a tensor of the module of this name is called; that of the model itself is ""."""
+    return f"{name}.{key}".lstrip(".")
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters and buffers, but for what is None."""
+    tensors = {**module._parameters, **module._buffers}
+    return {key: tensor for key, tensor in tensors.items() if tensor is not None}
+
+
 def state_name(name: str, place: Place) -> str:
     """What the weight of a layer of this name is called in the model's state dict."""
     if isinstance(place, Projection) and place.owner is place.module:
         name = name.rpartition(".")[0]
-    return f"{name}.{place.weight}".lstrip(".")
+    return dotted(name, place.weight)
+
+
+@contextmanager
+def writable(tensor: Tensor) -> Iterator[None]:
+    """Within, a tensor's values may be written, also of one that inference mode made."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        yield
+
+
+def fill(tensor: Tensor, value: Tensor) -> None:
+    """Write a tensor's values."""
+    with writable(tensor):
+        tensor.copy_(value)
 
 
 def as_array(value: Tensor) -> np.ndarray:

@@ -14,9 +14,10 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from torch_glue.filters import LAYERS
+from torch_glue.filters import LAYERS, NORMS
 from torch_glue.own_forwards import has_own_forward
-from torch_glue.passes import evaluating
+from torch_glue.passes import evaluating, inner_name, outer_name, unwrapped
+from torch_glue.places import dotted, own_tensors
 
 FUNCTIONS: dict[Any, Any] = {
     F.linear: nn.Linear,
@@ -45,6 +46,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one call."""
+        if isinstance(m, NORMS) and not has_own_forward(m):
+            return True
         if not isinstance(m, LAYERS):
             return super().is_leaf_module(m, module_qualified_name)
         if not has_own_forward(m):
@@ -145,8 +148,8 @@ def _within_reach(modules: list[nn.Module], names: dict[int, str]) -> set[str]:
 class _Traced:
     """A model's graph in eval mode, as what follows a layer may depend on the mode.
 
-    ``used`` names parameters of layers, and buffers of BatchNorms, that torch took without their
-    being read as an attribute; ``held`` those that a layer holds whose forward was not traced.
+    ``used`` names tensors of layers and BatchNorms that torch took without their being read as an
+    attribute; ``held`` those that a layer holds whose forward was not traced.
     """
 
     graph: fx.Graph
@@ -156,22 +159,17 @@ class _Traced:
 
 def _traced(model: nn.Module, layers: Iterable[str]) -> _Traced:
     """Trace a model; not a copy, since many models cannot be copied."""
-    parameters = {
-        id(parameter): f"{name}.{key}"
-        for name in layers
-        for key, parameter in model.get_submodule(name).named_parameters(recurse=False)
-    }
-    statistics = {
-        id(buffer): f"{name}.{key}"
+    names = {
+        id(tensor): dotted(name, key)
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for key, buffer in module.named_buffers(recurse=False)
+        if name in layers or isinstance(module, NORMS)
+        for key, tensor in own_tensors(module).items()
     }
 
     def trace(tracer: _Tracer) -> _Traced:
-        with evaluating(model), _as_before(model), _Uses(parameters | statistics) as uses:
+        with evaluating(model), _as_before(model), _Uses(names) as uses:
             graph = tracer.trace(model)
-        return _Traced(graph, uses.used, _within_reach(tracer.left_out, parameters))
+        return _Traced(graph, uses.used, _within_reach(tracer.left_out, names))
 
     try:
         return trace(_Tracer())
@@ -211,7 +209,7 @@ def _layer_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
     layer = modules.get(name)
     if attribute != "weight" or not isinstance(layer, FUNCTIONS[node.target]):
         return None
-    expected = None if layer.bias is None else f"{name}.bias"
+    expected = None if layer.bias is None else dotted(name, "bias")
     return name if getattr(bias, "target", None) == expected else None
 
 
@@ -234,7 +232,12 @@ def _read(nodes: Iterable[fx.Node], modules: dict[str, nn.Module]) -> set[str]:
 
 def followers_of(model: nn.Module, layers: Iterable[str]) -> tuple[dict[str, str], set[str]]:
     """The BatchNorm that alone takes the output of each layer, by tracing; and the tensors that are
-    used elsewhere than in a call of their module."""
+    used elsewhere than in a call of their module, or may be."""
+    inner, prefix = unwrapped(model)
+    if prefix:
+        found, used = followers_of(inner, {inner_name(name, prefix) for name in layers})
+        found = {outer_name(k, prefix): outer_name(v, prefix) for k, v in found.items()}
+        return found, {prefix + name for name in used}
     modules = dict(model.named_modules())
     traced = _traced(model, layers)
     nodes = traced.graph.nodes
@@ -256,7 +259,9 @@ def followers_of(model: nn.Module, layers: Iterable[str]) -> tuple[dict[str, str
         if name is None or name not in layers:
             continue
         users = [user for user in node.users if not _is_description(user, node)]
-        if len(users) != 1 or users[0].op != "call_module" or calls[name] > 1:
+        if calls[name] > 1:
+            raise ValueError(f"{name}: is called more than once: leave it out of layers")
+        if len(users) != 1 or users[0].op != "call_module":
             takers = ", ".join(str(user) for user in users) or "nothing"
             raise ValueError(
                 f"{name}: its output goes to {takers}, not to one BatchNorm alone: {_LEAVE}"
@@ -264,4 +269,4 @@ def followers_of(model: nn.Module, layers: Iterable[str]) -> tuple[dict[str, str
         if calls[users[0].target] > 1:
             raise ValueError(f"{users[0].target}: follows more than {name}")
         found[name] = str(users[0].target)
-    return found, used
+    return found, used | traced.held

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_glue.binary_weight import attached
+from torch_glue.filters import NORMS
 from torch_glue.passes import evaluating, run_batch, run_model, to_device
 
 HARDNESS = (2.0, 60.0)  # of codes that harden: of a mean latent 0.96 at first; nearly all 1 then
@@ -121,7 +122,7 @@ def train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
     model.train()
     if freeze_batchnorm:
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, NORMS):
                 module.eval()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from torch_glue.filters import PROJECTIONS
+from torch_glue.filters import NORMS, PROJECTIONS
 from torch_glue.places import Place, tensors_in
 
 _PRODUCTS = (
@@ -117,7 +117,7 @@ class Watch(TorchFunctionMode):
                 found.append((module, note("_attention", f"{name}." if name else "")))
             elif name in self.places:
                 found.append((module, note("_inside", name)))
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            elif isinstance(module, NORMS):
                 found.append((module, note("_norm", name)))
         return found
 
@@ -188,6 +188,8 @@ class Watch(TorchFunctionMode):
         made: list[Tensor],
     ) -> _Path | None:
         """The path of what a function makes of a tensor on a path."""
+        if not args:
+            args, kwargs = (kwargs.get("input"),), {k: v for k, v in kwargs.items() if k != "input"}
         if path is None or len(made) != 1 or not isinstance(args[0], Tensor):
             return None
         shape, result = args[0].shape, made[0]
@@ -207,7 +209,7 @@ class Watch(TorchFunctionMode):
             number = isinstance(given, Real)
             if not (number or isinstance(given, nn.Parameter)) or result.shape != shape:
                 return None
-            factor = torch.tensor(float(given)) if number else given
+            factor = torch.tensor(float(given), dtype=torch.float64) if number else given
             undo = lambda v: divided(v, factor)  # noqa: E731
         elif name in _SAME and result.numel() == args[0].numel():
             if result is args[0]:

@@ -33,10 +33,13 @@ def gray(gram, cross, energy, free, codes):
     One flip a step, O(S). Running sums are formed anew every 64 steps, so that rounding does not
     add up; where it could still hide a better loss, as where q all but cancels, p and q are summed
     again in twice the precision. The first codes in Gray-code order, from all +1, win a tie.
+    Codes whose q is no more than 1e-12 trace H are passed over, as by all methods: rounding of the
+    gram itself may give such any loss.
 
     Returns the lowest loss, whose codes overwrite ``codes`` (S,) int8, and a value that no loss is
-    below whatever rounding did: the lowest of loss − 2|α| δp − α² δq. Where even twice the
-    precision leaves q undecided, that is 0: with a free scale no loss is negative.
+    below whatever rounding did, of codes passed over too: the lowest of loss − 2|α| δp − α² δq.
+    Where even twice the precision leaves q undecided, that is 0: with a free scale no loss is
+    negative.
     """
     inputs = len(cross)
     bits = np.ones(inputs)
@@ -45,8 +48,10 @@ def gray(gram, cross, energy, free, codes):
     q = 0.0
     p_size = 0.0
     q_size = 0.0
+    floor = 0.0
     for i in range(inputs):
         p_size += abs(cross[i])
+        floor += 1e-12 * gram[i, i]
         for j in range(inputs):
             q_size += abs(gram[i, j])
     best = np.inf
@@ -80,7 +85,7 @@ def gray(gram, cross, energy, free, codes):
             if q > 2.0 * q_error:
                 # q may be smaller and |p| larger than they seem
                 most = (abs(p) + p_error) * (abs(p) + p_error) / (q - q_error)
-                if energy - most >= lowest:
+                if energy - most >= best:
                     continue
             p_now, q_now = precise(gram, cross, bits)
             p_error = 1e-28 * p_size
@@ -95,6 +100,8 @@ def gray(gram, cross, energy, free, codes):
                 lowest = min(lowest, energy)
             else:
                 lowest = min(lowest, 0.0)
+            if q_now <= floor:
+                continue
             loss = energy - p_now * alpha
         else:
             loss = energy - 2.0 * p + q

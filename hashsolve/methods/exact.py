@@ -13,13 +13,15 @@ from hashsolve.kernels.gray import gray
 from hashsolve.methods.improve import improve, open_columns
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
-from hashsolve.solution import Status
+from hashsolve.solution import Status, proven
 from hashsolve.state import State
 
 ENUMERATED = 18
 """At most so many inputs are enumerated: 2^17 codes, a millisecond."""
 LAST_RESORT = 24
 """At most so many are where nothing limits the scale, so that branch and bound proves nothing."""
+TRIED = 20
+"""The same where a proof is only tried."""
 NODES = (20_000_000, 2_000_000_000, 1_000_000_000_000)
 """Nodes a column, by effort; a core visits some 3·10⁷ a second."""
 _FIRST = 20_000_000  # nodes of a column's first try, all columns side by side
@@ -66,7 +68,7 @@ def enumerate_codes(instance: Instance, start: np.ndarray, control: Control) -> 
         size = 2 * np.abs(instance.cross).sum(axis=1) + np.abs(instance.gram).sum()
         bound = np.where(loss - bound <= 1e-11 * size, loss, bound)
     left = open_columns(instance, last, bound, control)
-    status = control.stop or last.status if len(left) else Status.OPTIMAL
+    status = control.stop or Status.UNPROVABLE if len(left) else Status.OPTIMAL
     return last._replace(status=status, bound=bound, bound_name="enumeration")
 
 
@@ -99,13 +101,15 @@ def prove(
             state = state._replace(codes=found.codes[t].copy(), loss=reached)
 
         if not np.isfinite(state.squared_scale):
-            if instance.gram.shape[0] > LAST_RESORT:
+            if instance.gram.shape[0] > (TRIED if attempt else LAST_RESORT):
                 unlimited[t] = True
                 return state.codes, state.loss, -np.inf, False
             met = np.ones_like(state.codes)
             reached, lowest = gray(*column, instance.free, met)
             best = (met, reached) if reached < state.loss else (state.codes, state.loss)
-            return *best, lowest, True
+            both = np.array([best[1]]), np.array([max(lowest, 0.0)])
+            unlimited[t] = not proven(*both, instance.energy[t : t + 1])[0]
+            return *best, lowest, not unlimited[t]
 
         def keep(now: Search) -> bool:
             nonlocal state

@@ -207,6 +207,8 @@ def check_solver(
         With the law, the breach, and the smallest problem found that shows it, as a snippet; also
         where the solver raises, or returns something else.
     """
+    if not callable(solver):
+        raise ValueError(f"solver: must be callable, got a {type(solver).__name__}")
     laws = (laws,) if isinstance(laws, str) else tuple(laws)
     if not laws:
         raise ValueError("laws: name one at least")

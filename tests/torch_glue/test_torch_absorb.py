@@ -149,7 +149,7 @@ def test_where_nothing_can_absorb_the_model_is_left_alone():
             x = torch.relu(self.bn1(self.conv1(x)))
             return self.bn2(self.conv2(self.bn2(self.conv2(x))))
 
-    refused("conv2: its output goes to bn2", binary(Twice()))
+    refused("conv2: is called more than once", binary(Twice()))
     twice = NORMS | {"conv2": "bn1"}
     refused("bn1 follows more than one layer", binary(Net()), followers=twice)
 
@@ -477,16 +477,104 @@ def test_tensors_of_any_kind_may_be_beside(kind):
     same_after_absorbing(model, torch.randn(6, 4), {"layer": "norm"})
 
 
-def test_columns_of_one_matrix_share_nothing():
-    for begin, shared in ((4, False), (3, True)):
+def test_parts_of_one_memory_share_nothing_unless_they_overlap():
+    for begin in (12, 11):
         model = binary(Pairs(), ["a"])
-        signs = torch.cat([model.a.weight, model.b.weight], 1).detach().sign()
-        model.a.weight.data, model.b.weight.data = signs[:, :4], signs[:, begin : begin + 4]
-        if shared:
+        flat = torch.cat([model.a.weight.detach().sign().ravel(), torch.randn(12)])
+        model.a.weight.data = flat[:12].view(3, 4)
+        model.b.weight.data = flat[begin : begin + 12].view(3, 4)
+        if begin < 12:
             with pytest.raises(ValueError, match="a: shares its weight with b"):
                 torch_glue.absorb_scales(model, ["a"])
         else:
-            same_after_absorbing(model, torch.randn(6, 4), {"a": "na", "b": "nb"})
+            before = model(torch.ones(2, 4))
+            assert torch_glue.absorb_scales(model, ["a"]) == {"a": "na"}
+            torch.testing.assert_close(model(torch.ones(2, 4)), before, rtol=1e-5, atol=1e-5)
+
+
+class _Summing(nn.Linear):
+    """A layer that cannot be traced, and uses what it holds."""
+
+    def __init__(self, held):
+        super().__init__(3, 3)
+        self.held = [held]
+
+    def forward(self, x):
+        if x.shape[-1] != 3:
+            raise ValueError("three features")
+        return F.linear(x, self.weight, self.bias) + self.held[0]
+
+
+def test_statistics_held_by_a_layer_that_is_not_traced():
+    layer, norm = nn.Linear(4, 3), lively(nn.BatchNorm1d(3))
+    model = binary(nn.Sequential(layer, norm, _Summing(norm.running_mean)), ["0"])
+    with pytest.raises(ValueError, match="1: its running_mean is used elsewhere too"):
+        torch_glue.absorb_scales(model, ["0"])
+
+
+def test_a_gain_that_changes_may_not_be_used_through_a_list():
+    class Reading(Holding):
+        def forward(self, x):
+            return super().forward(x) + sum(p.abs().sum() for p in self.norm.parameters())
+
+    model = binary(Reading(), ["layer"])
+    same_after_absorbing(model, torch.randn(6, 4), {"layer": "norm"})
+    model = binary(Reading(), ["layer"])
+    with torch.no_grad():
+        model.layer.weight[0] = 0
+    with pytest.raises(ValueError, match="norm: its weight is used elsewhere too"):
+        torch_glue.absorb_scales(model)
+
+
+def test_models_made_in_inference_mode():
+    with torch.inference_mode():
+        model = Holding().eval()
+        model.layer.weight.copy_(0.3 * model.layer.weight.sign())
+    with torch.no_grad():
+        same_after_absorbing(model, torch.randn(6, 4), {"layer": "norm"})
+
+
+def test_statistics_that_are_no_buffers_are_refused():
+    plain, computed = binary(Holding(), ["layer"]), binary(Holding(), ["layer"])
+    mean = plain.norm.running_mean
+    del plain.norm.running_mean
+    plain.norm.running_mean = mean
+    nn.utils.parametrize.register_parametrization(computed.norm, "running_var", nn.Softplus())
+    for model, key in ((plain, "running_mean"), (computed, "running_var")):
+        with pytest.raises(ValueError, match=f"norm: its {key} is parametrized, or no parameter"):
+            torch_glue.absorb_scales(model)
+
+
+def test_subclasses_of_batchnorm_and_a_model_that_is_a_layer():
+    class Slow(nn.BatchNorm1d):
+        def __init__(self, size):
+            super().__init__(size, momentum=0.01)
+
+    class Root(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.norm = lively(Slow(3))
+
+        def forward(self, x):
+            return self.norm(F.linear(x, self.weight, self.bias))
+
+    model = Holding()
+    model.norm = lively(Slow(3))
+    same_after_absorbing(binary(model, ["layer"]), torch.randn(6, 4), {"layer": "norm"})
+    same_after_absorbing(binary(Root(), [""]), torch.randn(6, 4), {"": "norm"})
+
+
+def test_of_wrapped_models_it_is_what_is_within():
+    model = nn.DataParallel(torch.optim.swa_utils.AveragedModel(binary(Holding(), ["layer"])))
+    inputs = torch.randn(6, 4)
+    same_after_absorbing(model.eval(), inputs, {"module.module.layer": "module.module.norm"})
+
+
+def test_what_is_no_model_or_no_mapping_is_refused():
+    with pytest.raises(ValueError, match=r"model: must be a torch.nn.Module, got a NoneType"):
+        torch_glue.absorb_scales(None)
+    with pytest.raises(ValueError, match="followers: must be a mapping"):
+        torch_glue.absorb_scales(binary(Holding(), ["layer"]), followers="norm")
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e4])

@@ -115,15 +115,44 @@ def test_values_that_are_not_finite_change_nothing(value):
     assert record(model) == before
 
 
-def test_a_lazy_one_is_refused_where_it_is_reached():
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.LazyBatchNorm1d(), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="BatchNorm '1': had no size yet; now it has: call again"):
-        recalibrate_batchnorm(model, torch.randn(8, 3))
-    assert recalibrate_batchnorm(model, torch.randn(8, 3)) == 2
-    assert torch.isfinite(model.eval()(torch.randn(8, 3))).all()
+def test_lazy_ones_have_a_size_then():
+    data = 3 + torch.randn(8, 3)
+    model = nn.Sequential(nn.LazyBatchNorm1d(affine=False), nn.LazyLinear(2), nn.LazyBatchNorm1d())
+    assert recalibrate_batchnorm(model, [data]) == 2
+    torch.testing.assert_close(model[0].running_mean, data.mean(0))
+    torch.testing.assert_close(model[0].running_var, data.var(0))
+    assert model[0].track_running_stats and torch.isfinite(model.eval()(data)).all()
     norm = nn.BatchNorm1d(3)
     norm.unused = nn.LazyBatchNorm1d()
-    assert recalibrate_batchnorm(norm, torch.randn(8, 3)) == 1
+    assert recalibrate_batchnorm(norm, data) == 1
+
+
+def test_large_means_and_variances_that_half_precision_holds():
+    norm, data = nn.BatchNorm1d(1).half(), torch.tensor([[3e4], [3e4 + 272]]).half()
+    assert recalibrate_batchnorm(norm, data) == 1
+    assert norm.running_mean.isfinite().all() and norm.running_var.item() > 3.6e4
+
+
+def test_of_models_made_in_inference_mode():
+    data = torch.randn(8, 3)
+    with torch.inference_mode():
+        norm = nn.BatchNorm1d(3)
+    assert recalibrate_batchnorm(norm, data) == 1
+    torch.testing.assert_close(norm.running_var, data.var(0))
+
+
+@pytest.mark.parametrize(
+    ("model", "batches", "says"),
+    [
+        (None, [torch.ones(2, 3)], "model: must be a torch.nn.Module, got a NoneType"),
+        (nn.BatchNorm1d(3), None, "batches: must give batches, got a NoneType"),
+        (nn.BatchNorm1d(3), torch.ones(3), "batches: needs samples along the first axis"),
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), [None], "batches: the model takes no"),
+    ],
+)
+def test_what_is_given_is_checked(model, batches, says):
+    with pytest.raises(ValueError, match=says):
+        recalibrate_batchnorm(model, batches)
 
 
 def test_a_variance_out_of_range_changes_nothing():

@@ -217,6 +217,42 @@ def test_of_wrapped_models_it_is_what_is_within(tmp_path, wrap):
     same(plain, target._orig_mod if wrap is compiled else target.module)
 
 
+def test_a_layer_of_its_own_within_a_wrapper(tmp_path):
+    model, other = (nn.DataParallel(nn.Linear(64, 32)) for _ in range(2))
+    assert torch_glue.attach(model, ["module"]) == ["module"]
+    torch_glue.save_packed(model, tmp_path / "one", layers=["module"])
+    assert torch_glue.load_packed(other, tmp_path / "one") == ["module"]
+    assert torch_glue.attach(other, ["module"]) == ["module"]
+
+
+def test_a_model_that_passes_attributes_on_is_no_wrapper(tmp_path):
+    class Passing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = compiled(nn.Linear(4, 3)), nn.Linear(3, 2)
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("inner"), name)
+
+    try:
+        model, other = Passing(), Passing()
+    except RuntimeError as error:  # a Python that torch does not compile for yet
+        pytest.skip(str(error))
+    torch_glue.save_packed(model, tmp_path / "m")
+    torch_glue.load_packed(other, tmp_path / "m")
+    same(model, other)
+
+
+@pytest.mark.parametrize("model", [None, {"weight": torch.ones(2, 2)}])
+def test_what_is_no_model_is_refused(tmp_path, model):
+    for call in (torch_glue.save_packed, torch_glue.load_packed):
+        with pytest.raises(ValueError, match=r"model: must be a torch.nn.Module"):
+            call(model, tmp_path / "m")
+
+
 def test_layers_that_must_be_binary(tmp_path):
     model = small_net()
     with pytest.raises(ValueError, match=r"0.weight: it is not exactly ±α"):

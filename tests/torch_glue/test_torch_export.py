@@ -53,6 +53,21 @@ def test_onnxruntime_agrees(tmp_path, absorbed):
     assert (rows == rows[:, :1]).all()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_any_number_of_samples_after_an_example_of_one(tmp_path, count):
+    """A transformer's reshapes would take an axis of 1 to be always 1."""
+    torch.manual_seed(1)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    torch_glue.export_onnx(model, tmp_path / "model.onnx", torch.randn(count, 5, 8))
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    name = session.get_inputs()[0].name
+    for samples in (1, 2, 5):
+        inputs = torch.randn(samples, 5, 8)
+        (found,) = session.run(None, {name: inputs.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(found, model(inputs).numpy(), atol=1e-5)
+
+
 def test_it_says_nothing_about_itself(tmp_path):
     said = []
     handler = logging.Handler(logging.WARNING)

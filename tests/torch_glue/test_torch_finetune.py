@@ -617,6 +617,12 @@ def test_a_loss_of_torchs_may_be_of_the_whole_batch():
 def test_models_and_loaders_that_cannot_be_used():
     with pytest.raises(ValueError, match="no attached layer"):
         torch_glue.finetune(nn.Linear(6, 2), make_loader())
+    with pytest.raises(ValueError, match=r"model: must be a torch.nn.Module, got a NoneType"):
+        torch_glue.finetune(None, make_loader())
+    lazy = nn.Sequential(nn.Linear(6, 4), nn.LazyLinear(2))
+    torch_glue.attach(lazy, ["0"])
+    with pytest.raises(ValueError, match=r"1.weight: has no size yet: run the model on a batch"):
+        torch_glue.finetune(lazy, make_loader())
     for kind, given in (("int", 5), ("NoneType", None)):
         with pytest.raises(ValueError, match=f"loader: must give batches, got a {kind}"):
             torch_glue.finetune(make_model(), given)

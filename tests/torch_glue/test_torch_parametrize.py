@@ -770,6 +770,16 @@ def test_a_layer_of_two_names_is_attached_once():
     assert not hasattr(two["b"].out_proj, "parametrizations")
 
 
+def test_what_cannot_be_trained_is_refused():
+    with torch.inference_mode():
+        model = nn.Linear(6, 4)
+    with pytest.raises(ValueError, match="its weight was made in inference mode"):
+        torch_glue.attach(model, [""])
+    for call in (torch_glue.detach, lambda model: torch_glue.attach(model, [""])):
+        with pytest.raises(ValueError, match=r"model: must be a torch.nn.Module, got a str"):
+            call("model")
+
+
 def test_magnitudes_of_another_shape_are_refused():
     model = Attending()
     for full in (torch.ones(()), torch.ones(96, 16), torch.ones(4, 16)):
