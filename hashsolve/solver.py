@@ -226,9 +226,11 @@ def _search(method: Method, instance: Instance, start: np.ndarray, control: Cont
 
 
 def _honest(status: Status, loss: np.ndarray, bound: np.ndarray, energy: np.ndarray) -> Status:
-    """The status of a search that is complete, where rounding is larger than what is proven."""
-    unproven = status is Status.OPTIMAL and not proven(loss, bound, energy).all()
-    return Status.DONE if unproven else status
+    """The status of a search that is complete, where rounding decides what is proven."""
+    optimal = proven(loss, bound, energy).all()
+    if status is Status.UNPROVABLE and optimal:
+        return Status.OPTIMAL
+    return Status.DONE if status is Status.OPTIMAL and not optimal else status
 
 
 def _start(init: Any, problem: Problem) -> np.ndarray:

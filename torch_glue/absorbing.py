@@ -158,7 +158,7 @@ def _targets(
     targets = []
     for name, key, value in changes:
         target = own_tensors(modules[name]).get(key)
-        if target is None or target is not getattr(modules[name], key):
+        if target is None:
             raise ValueError(
                 f"{name}: its {key} is parametrized, or no parameter or buffer: make it one first"
             )
@@ -172,7 +172,7 @@ def _targets(
             others_first, others_end = _span(theirs)
             apart = first >= others_end or others_first >= end
             if not apart and other != name and not (name in layers and other in layers):
-                raise ValueError(f"{name}: shares its {key} with {other}, which would change too")
+                raise ValueError(f"{name}: shares its {key} with {other}, which may change too")
         targets.append((target, value))
     return targets
 

@@ -100,7 +100,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     for norm, (mean, variance, batch_count) in found.items():
         fill(norm.running_mean, mean)
         fill(norm.running_var, variance)
-        fill(norm.num_batches_tracked, torch.tensor(batch_count))
+        if norm.num_batches_tracked is not None:
+            fill(norm.num_batches_tracked, torch.tensor(batch_count))
     return len(found)
 
 

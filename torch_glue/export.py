@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hashsolve.files import atomic
 from torch_glue.checks import check_model, check_target
@@ -31,7 +31,8 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
     path : path
         The file appears whole or not at all.
     example : tensor, or tuple of tensors
-        Inputs to trace with; their first axis is left open, for which one sample is traced as two.
+        Inputs to trace with; their first axis is left open, for which tensors of one sample are
+        traced as two.
     **options
         Of `torch.onnx.export`, such as ``opset_version`` or ``dynamic_shapes``.
 
@@ -49,8 +50,9 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
     detach(model)
     if "dynamic_shapes" not in options:
         options["dynamic_shapes"] = tuple({0: torch.export.Dim.DYNAMIC} for _ in args)
-        if all(len(values) == 1 for values in args):  # an axis of 1 would be taken to be always 1
-            args = tuple(torch.cat([values, values]) for values in args)
+        single = (isinstance(x, Tensor) and x.dim() > 0 and len(x) == 1 for x in args)
+        if all(single):  # an axis of 1 would be taken to be always 1
+            args = tuple(torch.cat([x, x]) for x in args)
     with evaluating(model), atomic(path) as part, _quiet():
         torch.onnx.export(model, args, part, external_data=False, verbose=False, **options)
 

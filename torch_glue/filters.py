@@ -10,8 +10,8 @@ from torch import Tensor, nn
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (*PLAIN, *TRANSPOSED)
-NORMS = nn.modules.batchnorm._BatchNorm
 """Modules whose weight may be binary."""
+NORMS = nn.modules.batchnorm._BatchNorm
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 """What those of `nn.MultiheadAttention` are called that are no modules, in the order in which they
 are packed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils import data
 
 from torch_glue.checks import check_batches
-from torch_glue.places import tensors_in
 
 BATCH = 64  # at most so many samples a forward pass, where images do not come in batches
 
@@ -61,14 +61,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The model itself, where it is wrapped by data parallelism, torch.compile or an average; and
-    what its modules' names begin with in the wrapped one."""
+    """The model itself, where it is wrapped by data parallelism, torch.compile or an average, whose
+    forward is torch's own; and what its modules' names begin with in the wrapped one."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     prefix = ""
     while True:
         name = "module" if isinstance(model, wrappers) else "_orig_mod"
-        inner = model._modules.get(name)
-        if inner is None:
+        inner = dict(model.named_children()).get(name)
+        if inner is None or not type(model).forward.__module__.startswith("torch."):
             return model, prefix
         model, prefix = inner, f"{prefix}{name}."
 
@@ -104,9 +104,8 @@ def run_model(
     try:
         return forward(model, batch)
     except TypeError as error:
-        if not tensors_in(batch):
-            given = type(batch).__name__
-            raise ValueError(f"{who} takes no batch without tensors ({given}: {error})") from error
+        if isinstance(batch, (Number, type(None))):
+            raise ValueError(f"{who} takes no batch that is {batch} ({error})") from error
         name = getattr(unwrapped(model)[0].forward, "__qualname__", "forward")
         if f"{name}() missing" not in str(error):
             raise

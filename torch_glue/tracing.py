@@ -29,6 +29,8 @@ FUNCTIONS: dict[Any, Any] = {
     F.conv_transpose3d: nn.ConvTranspose3d,
 }
 """What layers call with their weight and bias."""
+CHANGED = ("weight", "bias", "running_mean", "running_var")
+"""What is rewritten of a layer or its BatchNorm."""
 _LEAVE = (
     "leave it out of layers; or name the BatchNorm, by followers, if all that it does with weight "
     "and bias is linear and goes there"
@@ -164,6 +166,7 @@ def _traced(model: nn.Module, layers: Iterable[str]) -> _Traced:
         for name, module in model.named_modules()
         if name in layers or isinstance(module, NORMS)
         for key, tensor in own_tensors(module).items()
+        if key in CHANGED
     }
 
     def trace(tracer: _Tracer) -> _Traced:
@@ -251,8 +254,9 @@ def followers_of(model: nn.Module, layers: Iterable[str]) -> tuple[dict[str, str
         (used, "is used in other ways than in one call of torch's, where it would change too"),
         (traced.held, "is held by a layer that cannot be traced, and may be used there"),
     ):
-        if owners := {name.rpartition(".")[0] for name in names}.intersection(layers):
-            raise ValueError(f"{min(owners)}: its weight or bias {how}: {_LEAVE}")
+        parts = (name.rpartition(".") for name in names)
+        if owners := {owner for owner, _, key in parts if key in CHANGED}.intersection(layers):
+            raise ValueError(f"{min(owners) or 'the model'}: its weight or bias {how}: {_LEAVE}")
     found = {}
     for node in nodes:
         name = _layer_of(node, modules)

@@ -20,8 +20,6 @@ ENUMERATED = 18
 """At most so many inputs are enumerated: 2^17 codes, a millisecond."""
 LAST_RESORT = 24
 """At most so many are where nothing limits the scale, so that branch and bound proves nothing."""
-TRIED = 20
-"""The same where a proof is only tried."""
 NODES = (20_000_000, 2_000_000_000, 1_000_000_000_000)
 """Nodes a column, by effort; a core visits some 3·10⁷ a second."""
 _FIRST = 20_000_000  # nodes of a column's first try, all columns side by side
@@ -101,7 +99,7 @@ def prove(
             state = state._replace(codes=found.codes[t].copy(), loss=reached)
 
         if not np.isfinite(state.squared_scale):
-            if instance.gram.shape[0] > (TRIED if attempt else LAST_RESORT):
+            if instance.gram.shape[0] > LAST_RESORT:
                 unlimited[t] = True
                 return state.codes, state.loss, -np.inf, False
             met = np.ones_like(state.codes)

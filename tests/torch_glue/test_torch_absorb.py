@@ -125,7 +125,11 @@ def test_where_nothing_can_absorb_the_model_is_left_alone():
     refused("conv9: no layer", Net(), layers=["conv9"])
     refused("last: its output goes to output", binary(Net(), [*LAYERS, "last"]))
     model = binary(Net())
-    refused("fc: is followed by None", model, followers={n: NORMS[n] for n in LAYERS[:3]})
+    refused(
+        "fc: is followed by nothing that is known",
+        model,
+        followers={n: NORMS[n] for n in LAYERS[:3]},
+    )
     refused("fc: is followed by 'last'", model, followers=NORMS | {"fc": "last"})
     refused("bn1: has 6 features, fc 8", model, followers=NORMS | {"fc": "bn1"})
     plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3))
@@ -568,6 +572,50 @@ def test_of_wrapped_models_it_is_what_is_within():
     model = nn.DataParallel(torch.optim.swa_utils.AveragedModel(binary(Holding(), ["layer"])))
     inputs = torch.randn(6, 4)
     same_after_absorbing(model.eval(), inputs, {"module.module.layer": "module.module.norm"})
+
+    class Reading(Holding):
+        def forward(self, x):
+            return super().forward(x) * self.norm.running_var.sum()
+
+    class Changing(nn.DataParallel):
+        def forward(self, x):
+            return self.module(x) + self.module.norm.running_var.sum()
+
+    for model in (
+        nn.DataParallel(binary(Reading(), ["layer"])),
+        Changing(binary(Holding(), ["layer"])),
+    ):
+        with pytest.raises(ValueError, match="norm: its running_var is used elsewhere too"):
+            torch_glue.absorb_scales(model.eval())
+
+
+def test_buffers_of_a_layer_may_be_used_as_its_weight_may_not():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("factor", torch.ones(4))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            if self.calls.item() < 0:
+                raise ValueError("so few")
+            return F.linear(x * self.factor.abs().mean(), self.weight, self.bias)
+
+    model = Holding()
+    model.layer = Counting()
+    same_after_absorbing(binary(model, ["layer"]), torch.randn(6, 4), {"layer": "norm"})
+
+
+def test_a_batchnorm_of_another_forward_is_not_taken_for_one():
+    class Bent(nn.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x.abs())
+
+    model = Holding()
+    model.norm = lively(Bent(3))
+    with pytest.raises(ValueError, match="the model cannot be traced"):
+        torch_glue.absorb_scales(binary(model, ["layer"]))
 
 
 def test_what_is_no_model_or_no_mapping_is_refused():

@@ -5,6 +5,7 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -215,6 +216,15 @@ def test_of_wrapped_models_it_is_what_is_within(tmp_path, wrap):
     assert torch_glue.attach(target, [f"{prefix}0"]) == torch_glue.detach(target)
     torch_glue.detach(plain)
     same(plain, target._orig_mod if wrap is compiled else target.module)
+
+
+def test_scripted_models(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but there
+        model, other = (torch.jit.script(nn.Sequential(nn.Linear(4, 3))) for _ in range(2))
+    torch_glue.save_packed(model, tmp_path / "m")
+    torch_glue.load_packed(other, tmp_path / "m")
+    same(model, other)
 
 
 def test_a_layer_of_its_own_within_a_wrapper(tmp_path):
