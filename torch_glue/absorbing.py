@@ -35,7 +35,8 @@ def absorb_scales(
     Parameters
     ----------
     model : torch.nn.Module
-        Detached; it is rewritten in place.
+        Detached; it is rewritten in place. Of one that is wrapped (data parallelism, torch.compile,
+        AveragedModel), what is within.
     layers : str or iterable of str, optional
         Names; by default all whose weights are exactly ±α in each filter.
     followers : mapping, optional
@@ -52,8 +53,8 @@ def absorb_scales(
     ValueError
         Where no layer is binary, one's output goes to anything but one BatchNorm with running
         statistics, a layer's own forward uses its weight or bias in other ways than in one call
-        of torch's, or what would change is parametrized or held by other modules too; the model is
-        then as before.
+        of torch's, or what would change is parametrized, used elsewhere, or in memory that other
+        modules hold too; the model is then as before.
 
     Examples
     --------
