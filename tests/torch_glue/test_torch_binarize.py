@@ -173,7 +173,7 @@ REFUSED = {
     "no samples": (torch.ones(0, 4), "samples along the first axis"),
     "one axis": (torch.ones(4), "samples along the first axis"),
     "one mapping": ({"x": torch.ones(5, 4)}, r"images: a dict is no iterable of batches"),
-    "none": (None, "calibration: expected batches to go through, got NoneType"),
+    "none": (None, "images: must give batches, got a NoneType"),
     "integers": (torch.ones(5, 4, dtype=torch.uint8), r"does not take torch.uint8 .*\.float\(\)"),
     "not finite": (torch.full((5, 4), torch.nan), "0: .*nan"),
 }
