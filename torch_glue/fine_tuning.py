@@ -377,9 +377,8 @@ def _check_objects(
             "loader: give batches: a torch.utils.data.DataLoader of this data set, with "
             "batch_size=None where its items are batches"
         )
+    check_batches(loader, "loader")
     for name, batches in (("loader", loader), ("recalibrate", recalibrate)):
-        if batches is not None or name == "loader":
-            check_batches(batches, name)
         if isinstance(batches, Iterator):
             raise ValueError(
                 f"{name}: this iterator can be gone through only once, but each epoch needs a "
