@@ -90,7 +90,8 @@ def test_scores_are_those_of_the_reconstructed_vectors(fresh, metric, bits):
         centred, inner = queries - index._encoder.centre, again - index._encoder.centre
         exact = (centred**2).sum(1, keepdims=True) - 2 * (centred @ inner.T + offsets)
     else:
-        exact = queries @ again.T + offsets
+        size = np.linalg.norm(queries, axis=1) / index.codec.query_length
+        exact = queries @ again.T + size[:, None] * offsets
     shadows, _ = index.codec.transform(queries - index._encoder.centre)
     unit = np.abs(shadows).max(axis=1, keepdims=True) / searching.LEVELS
     bound = (
@@ -514,6 +515,42 @@ def test_remove(fresh, lists):
     assert 1 in index.ids
 
 
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_how_long_a_query_is_changes_only_its_scores(metric):
+    vectors, queries = anisotropic(2, 1000), anisotropic(3, 40)
+    index = hs.InnerProductIndex(metric, effort="fast").fit(20 * vectors)
+    index.add(20 * vectors)
+    scores, ids = index.search(queries)
+    for factor in (2.0**-100, 2.0**-7, 8.0):
+        other, found = index.search(factor * queries)
+        np.testing.assert_array_equal(found, ids)
+        scaled = scores * np.float32(factor if metric == "ip" else 1)
+        np.testing.assert_allclose(other, scaled, rtol=1e-6)
+    truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    if metric == "ip":
+        assert recall(ids, truth) > 0.5
+        # nor do the lengths of those that it is fitted for
+        lengths = np.geomspace(0.01, 100, 400)[:, None]
+        one, other = (
+            hs.InnerProductIndex(metric, effort="fast").fit(vectors, q)
+            for q in (anisotropic(4, 400), lengths * anisotropic(4, 400))
+        )
+        for index in (one, other):
+            index.add(vectors)
+        same = (one.search(queries)[1] == other.search(queries)[1]).mean()
+        assert same > 0.99
+
+
+def test_queries_too_small_for_float32(fresh):
+    index = fresh("l2")
+    index.add(anisotropic(2, 50))
+    with np.errstate(all="raise"):
+        scores, ids = index.search(index._encoder.centre[None] + 1e-60, 50)
+    assert np.isfinite(scores).all() and len(set(ids[0])) == 50
+    with pytest.raises(ValueError, match=r"vectors: none above 1e-15; multiply all"):
+        hs.InnerProductIndex().fit(1e-30 * anisotropic(2, 50))
+
+
 def test_zero_and_equal_vectors(fresh):
     for metric in METRICS:
         index = fresh(metric)
@@ -640,7 +677,7 @@ def _older(file):
         (_shift, "SHA-256"),
         (_cut, "SHA-256"),
         (_foreign, "kind"),
-        (_older, r"another version \(hashsolve index 1; this one reads hashsolve index 2\)"),
+        (_older, r"another version \(hashsolve index 1; this one reads hashsolve index 3\)"),
     ],
 )
 def test_damaged_files_are_named(fresh, tmp_path, harm, why):

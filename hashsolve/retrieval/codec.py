@@ -46,6 +46,8 @@ class Codec:
         α = ‖x‖² / x·Db, as in RaBitQ, instead of the least-squares scale.
     moves : int
         Flips of the walk of a vector.
+    query_length : float
+        ‖q‖ of the queries that q̄ and a are for, where the score is an inner product.
     """
 
     mean: np.ndarray
@@ -56,6 +58,7 @@ class Codec:
     pull: float = 0.0
     unbiased: bool = False
     moves: int = 0
+    query_length: float = 1.0
 
     @property
     def length(self) -> int:
@@ -137,3 +140,10 @@ def rows_times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     out = np.zeros((len(rows), matrix.shape[1]))
     add_rows(matrix, np.ascontiguousarray(rows), out)
     return out
+
+
+def lengths(rows: np.ndarray) -> np.ndarray:
+    """Euclidean ones (n,), also where squares of the values leave the range of float64."""
+    peak = np.abs(rows).max(axis=1)
+    unit = np.where(peak > 0, peak, 1.0)[:, None]
+    return peak * np.sqrt(((rows / unit) ** 2).sum(axis=1))

@@ -13,7 +13,7 @@ import numpy as np
 
 from hashsolve import checks
 from hashsolve.readers import open_array
-from hashsolve.retrieval.codec import Codec
+from hashsolve.retrieval.codec import Codec, lengths
 from hashsolve.retrieval.contents import ROWS
 from hashsolve.retrieval.partition import Partition
 from hashsolve.retrieval.search import pack_codes
@@ -38,6 +38,16 @@ class Encoder:
         if rows.shape[1] != len(self.centre):
             raise ValueError(f"{name}: {rows.shape[1]} dimensions; expected {len(self.centre)}")
         return rows - self.centre
+
+    def asked(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Centred queries (Q, S) as codes are for them, and what their scores are to be times (Q,).
+
+        How long a query is changes no order of inner products: all are brought to one length.
+        """
+        if self.metric == "l2":
+            return queries, np.ones(len(queries))
+        size = lengths(queries) / self.codec.query_length
+        return queries / np.where(size > 0, size, 1.0)[:, None], size
 
     def rows(self, vectors: Any) -> dict[str, np.ndarray]:
         """Packed codes, scales, offsets and lists of a block."""
@@ -94,7 +104,7 @@ def checked(values: Any, name: str, metric: str) -> np.ndarray:
     if np.abs(rows).max() > _LARGEST:
         raise ValueError(f"{name}: values above {_LARGEST:g}; divide all by their size")
     if metric == "cosine":
-        length = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
+        length = lengths(rows)[:, None]
         rows = rows / np.where(length > 0, length, 1.0)
     return np.ascontiguousarray(rows)
 

@@ -22,6 +22,7 @@ METRICS = ("ip", "cosine", "l2")
 ROTATIONS = ("auto", "random", "itq", "learned")
 MOVES = (FEW, 200, 1000)
 """Flips of the walk of a vector, by effort."""
+_LEAST = 1e-15  # of the largest coordinate: scales are float32
 _SAMPLE = 40_000  # vectors, and queries, that `fit` looks at
 _QUERIES = 1024  # queries that are cut into planes at a time
 _PROBES = 8  # a search visits every eighth list, unless told
@@ -129,6 +130,8 @@ class InnerProductIndex:
             With ``lists``, where scikit-learn is not installed.
         """
         sample = self._sample(vectors, "vectors")
+        if self.metric != "cosine" and 0 < np.abs(sample).max() < _LEAST:
+            raise ValueError(f"vectors: none above {_LEAST:g}; multiply all by one number")
         asked = None if queries is None else self._sample(queries, "queries")
         if asked is not None and asked.shape[1] != sample.shape[1]:
             raise ValueError(
@@ -262,7 +265,8 @@ class InnerProductIndex:
         """What is added to the inner product of each vector with any query, float64 (n,).
 
         It makes up for what the codes leave out, as far as that is the same for all queries that
-        are expected near the vector. For "l2" it holds −‖w‖² / 2 too, after the mean.
+        are expected near the vector. For "l2" it holds −‖w‖² / 2 too, after the mean; else it is
+        for a query of length ``codec.query_length``, and in proportion for others.
 
         Parameters
         ----------
@@ -342,14 +346,15 @@ class InnerProductIndex:
         ids = np.empty((len(asked), first), np.int64)
         for start in range(0, len(asked), _QUERIES):
             rows = slice(start, start + _QUERIES)
-            shadows, shift = encoder.codec.transform(asked[rows])
+            scaled, size = encoder.asked(asked[rows])
+            shadows, shift = encoder.codec.transform(scaled)
             visits = None
             if encoder.partition is not None and self.lists and probes < self.lists:
                 ranked = encoder.partition.rank(asked[rows], self.metric == "l2")
                 visits = probing(ranked, held.counts, probes, first)
             planes = cut(shadows, held.words.shape[1])
             found, ids[rows] = best(held, planes, first, visits)
-            total = found + shift[:, None]
+            total = (found + shift[:, None]) * size[:, None]
             if self.metric == "l2":
                 total = (asked[rows] ** 2).sum(axis=1, keepdims=True) - 2 * total
             scores[rows] = total

@@ -32,7 +32,8 @@ class Planes(NamedTuple):
 def cut(queries: np.ndarray, words: int) -> Planes:
     """Transformed queries (Q, L) as `scan` takes them; those of one query are its own affair."""
     peak = np.abs(queries).max(axis=1)
-    units = np.where(peak > 0, peak / LEVELS, 1.0).astype(np.float32)
+    units = (peak / LEVELS).astype(np.float32)
+    units[units == 0] = 1.0  # too small for float32 as well
     whole = np.rint(queries / units[:, None]).clip(-LEVELS, LEVELS).astype(np.int8)
     padded = np.zeros((len(queries), 64 * words), np.int8)
     padded[:, : whole.shape[1]] = whole

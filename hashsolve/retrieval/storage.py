@@ -19,10 +19,10 @@ from hashsolve.retrieval.training import Candidate, Report
 if TYPE_CHECKING:
     from hashsolve.retrieval.index import InnerProductIndex
 
-_KIND = "hashsolve index 2"
+_KIND = "hashsolve index 3"
 _OPTIONS = ("metric", "bits", "rotation", "shrinkage", "effort", "seed", "lists")
 _MAPS = ("mean", "query_mean", "decoder", "weight")
-_NUMBERS = ("start_scale", "pull", "unbiased", "moves")
+_NUMBERS = ("start_scale", "pull", "unbiased", "moves", "query_length")
 _ARRAYS = {**ROWS, "counts": np.int64, "centre": np.float64, "centroids": np.float64}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import linalg
 
-from hashsolve.retrieval.codec import Codec
+from hashsolve.retrieval.codec import Codec, lengths
 from hashsolve.retrieval.search import cut
 from hashsolve.threads import one_blas_thread, product
 
@@ -128,18 +128,23 @@ def fit_codec(
         queries, rest = vectors[:share], vectors[share:]
     else:
         queries, rest = queries[rng.permutation(len(queries))], vectors
+    alike, length = vectors, 1.0
+    if not distance:
+        length = float(np.sqrt((vectors * vectors).sum(axis=1).mean())) or 1.0
+        queries, alike = (_of_length(rows, length) for rows in (queries, vectors))
     asked = min(QUERIES, len(queries) // 3)
     kept = min(DATABASE, len(rest) // 2)
     held, known = queries[:asked], queries[asked:]
     database, sample = rest[:kept], rest[kept : kept + LEARN]
     choosing = asked >= LEAST and kept >= LEAST
     if not choosing:
-        sample, known = vectors, (queries if len(queries) else vectors)
+        sample, known = vectors, (queries if len(queries) else alike)
     base = Codec(
         mean=sample.mean(axis=0),
         query_mean=known.mean(axis=0),
         decoder=_bases(sample.shape[1], bits, rng),
         moves=moves,
+        query_length=length,
     )
     base = replace(base, start_scale=_start_scale(base, sample[:500]))
     # for one basis that is a rotation the signs are optimal: there is nothing to search
@@ -189,6 +194,12 @@ def fit_codec(
             note = "a learned map; the queries' covariance was no help on held-out queries"
     every = tuple(candidate for candidate, _ in candidates)
     return codec, Report(best, every, len(sample), len(known), kept, asked, note)
+
+
+def _of_length(rows: np.ndarray, length: float) -> np.ndarray:
+    """Queries, all of one length: their own changes no order of inner products."""
+    own = lengths(rows)
+    return rows * (length / np.where(own > 0, own, 1.0))[:, None]
 
 
 def _bases(size: int, bits: int, rng: np.random.Generator) -> np.ndarray:
