@@ -83,6 +83,8 @@ def absorb_scales(
             scales[name] = alpha
         elif layers is not None:
             raise ValueError(f"{name}: no layer whose weight is exactly ±α in each filter")
+    if not scales and layers is not None:
+        raise ValueError("layers: names none")
     if not scales:
         raise ValueError(
             "no layer's weight is exactly ±α in each filter: binarise first, and detach(model)"
@@ -112,6 +114,8 @@ def _folded(
             f"{name}: is followed by {by}, no BatchNorm with running statistics, which could take "
             "its scales: leave it out of layers"
         )
+    if is_lazy(norm.running_mean):
+        raise ValueError(f"{follower}: has no size yet: run the model on a batch before")
     if norm.num_features != len(alpha):
         raise ValueError(f"{follower}: has {norm.num_features} features, {name} {len(alpha)}")
     alpha = alpha.double()
@@ -169,6 +173,8 @@ def _targets(
                 "before it out of layers"
             )
         first, end = _span(target)
+        if end - first < target.numel() * target.element_size():
+            raise ValueError(f"{name}: its {key} is expanded: make it contiguous first")
         for other, theirs in held[target.untyped_storage().data_ptr()]:
             others_first, others_end = _span(theirs)
             apart = first >= others_end or others_first >= end

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import data
 
 import hashsolve
+from torch_glue.checks import check_again
 from torch_glue.network import Shortcuts, TorchNetwork
 from torch_glue.passes import batches_of, random_state_kept
 
@@ -70,6 +71,7 @@ def binarize(
     torch.Size([6, 1])
     """
     images = batches_of(images)
+    check_again(images, "images", "layer")
     if isinstance(getattr(images, "sampler", None), _RANDOM):
         raise ValueError(
             "images: this loader shuffles, but each layer needs the same batches again; build it "

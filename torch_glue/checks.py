@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,15 @@ def check_batches(batches: Any, name: str) -> None:
     """Refuse, by a ValueError, what cannot be gone through."""
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise ValueError(f"{name}: must give batches, got a {type(batches).__name__}")
+
+
+def check_again(batches: Any, name: str, each: str) -> None:
+    """Refuse, by a ValueError, what can be gone through only once, where ``each`` needs a pass."""
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"{name}: this iterator can be gone through only once, but each {each} needs a "
+            "pass: give a list"
+        )
 
 
 def check_target(path: str | PathLike, name: str) -> None:

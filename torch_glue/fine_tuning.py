@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
@@ -21,7 +21,7 @@ from hashsolve import checks
 from hashsolve.files import digest
 from torch_glue.batchnorm import recalibrate_batchnorm, running_norms
 from torch_glue.binary_weight import attached
-from torch_glue.checks import check_batches, check_model, check_target
+from torch_glue.checks import check_again, check_batches, check_model, check_target
 from torch_glue.passes import (
     batches_of,
     evaluating,
@@ -379,11 +379,7 @@ def _check_objects(
         )
     check_batches(loader, "loader")
     for name, batches in (("loader", loader), ("recalibrate", recalibrate)):
-        if isinstance(batches, Iterator):
-            raise ValueError(
-                f"{name}: this iterator can be gone through only once, but each epoch needs a "
-                "pass: give a list"
-            )
+        check_again(batches, name, "epoch")
     if recalibrate is not None:
         running_norms(model)
         batches_of(recalibrate, "recalibrate")

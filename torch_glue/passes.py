@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Number
@@ -60,17 +61,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The model itself, where it is wrapped by data parallelism, torch.compile or an average, whose
-    forward is torch's own; and what its modules' names begin with in the wrapped one."""
+def unwrapped(model: nn.Module, computing: bool = False) -> tuple[nn.Module, str]:
+    """The model itself, where it is wrapped by data parallelism, torch.compile or an average; and
+    what its modules' names begin with in the wrapped one. Where what is ``computing`` matters, only
+    of wrappers whose forward is torch's own."""
+    # no compiled model is there before that module is
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     prefix = ""
     while True:
-        name = "module" if isinstance(model, wrappers) else "_orig_mod"
-        inner = dict(model.named_children()).get(name)
-        if inner is None or not type(model).forward.__module__.startswith("torch."):
+        if isinstance(model, compiled):
+            name = "_orig_mod"
+        elif isinstance(model, wrappers):
+            own = not type(model).forward.__module__.startswith("torch.")
+            if computing and (own or "forward" in vars(model)):
+                return model, prefix
+            name = "module"
+        else:
             return model, prefix
-        model, prefix = inner, f"{prefix}{name}."
+        model, prefix = getattr(model, name), f"{prefix}{name}."
 
 
 def inner_name(name: str, prefix: str) -> str:
@@ -100,13 +109,15 @@ def run_model(
 
     Errors of what it is given start with ``who``.
     """
+    if isinstance(batch, (list, tuple)) and not batch:
+        raise ValueError(f"{who} takes no batch that is empty")
     batch = to_device(batch, model)
     try:
         return forward(model, batch)
     except TypeError as error:
-        if isinstance(batch, (Number, type(None))):
-            raise ValueError(f"{who} takes no batch that is {batch} ({error})") from error
-        name = getattr(unwrapped(model)[0].forward, "__qualname__", "forward")
+        if isinstance(batch, (Number, str, type(None))):
+            raise ValueError(f"{who} takes no batch that is {batch!r} ({error})") from error
+        name = getattr(unwrapped(model, computing=True)[0].forward, "__qualname__", "forward")
         if f"{name}() missing" not in str(error):
             raise
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import hashsolve
 from hashsolve.plan import first_of
+from torch_glue.checks import check_again
 from torch_glue.network import TorchNetwork
 from torch_glue.passes import batches_of, random_state_kept
 
@@ -62,6 +63,7 @@ def refit(
     layers = [layers] if isinstance(layers, str) else list(layers)
     network, full = (TorchNetwork(module, shortcuts=False) for module in (model, reference))
     batches = batches_of(images)
+    check_again(batches, "images", "layer")
     with random_state_kept():
         first = first_of(batches)
         for adapter in (network, full):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch_glue.filters import LAYERS, NORMS
 from torch_glue.own_forwards import has_own_forward
 from torch_glue.passes import evaluating, inner_name, outer_name, unwrapped
-from torch_glue.places import dotted, own_tensors
+from torch_glue.places import dotted, fill, own_tensors
 
 FUNCTIONS: dict[Any, Any] = {
     F.linear: nn.Linear,
@@ -38,8 +38,8 @@ _LEAVE = (
 
 
 class _Tracer(fx.Tracer):
-    """Goes into layers whose forward is their own; if names are given, into those alone, and keeps
-    in ``left_out`` the others."""
+    """Goes into layers whose forward is their own; if names are given, into those alone. Keeps in
+    ``left_out`` the others, and modules of torch's that hold modules and are one call."""
 
     def __init__(self, names: Iterable[str] | None = None):
         super().__init__()
@@ -51,7 +51,10 @@ class _Tracer(fx.Tracer):
         if isinstance(m, NORMS) and not has_own_forward(m):
             return True
         if not isinstance(m, LAYERS):
-            return super().is_leaf_module(m, module_qualified_name)
+            leaf = super().is_leaf_module(m, module_qualified_name)
+            if leaf and m._modules:
+                self.left_out.append(m)
+            return leaf
         if not has_own_forward(m):
             return True
         if self.names is None or module_qualified_name in self.names:
@@ -112,9 +115,9 @@ def _as_before(model: nn.Module) -> Iterator[None]:
         held = [(d, dict(d)) for part in parts if isinstance(d := attributes.get(part), dict)]
         kept += [*held, (attributes, dict(attributes))]
     buffers = [
-        (buffer, buffer._version, buffer.clone())
+        (buffer, None if buffer.is_inference() else buffer._version, buffer.clone())
         for buffer in model.buffers()
-        if not is_lazy(buffer) and not buffer.is_inference()
+        if not is_lazy(buffer)
     ]
     try:
         yield
@@ -123,8 +126,8 @@ def _as_before(model: nn.Module) -> Iterator[None]:
             changed.clear()
             changed.update(as_it_was)
         for buffer, version, value in buffers:
-            if buffer._version != version:
-                buffer.copy_(value)
+            if version is None or buffer._version != version:
+                fill(buffer, value)
 
 
 def _within_reach(modules: list[nn.Module], names: dict[int, str]) -> set[str]:
@@ -151,7 +154,7 @@ class _Traced:
     """A model's graph in eval mode, as what follows a layer may depend on the mode.
 
     ``used`` names tensors of layers and BatchNorms that torch took without their being read as an
-    attribute; ``held`` those that a layer holds whose forward was not traced.
+    attribute; ``held`` those that a module holds whose forward was not traced.
     """
 
     graph: fx.Graph
@@ -170,6 +173,8 @@ def _traced(model: nn.Module, layers: Iterable[str]) -> _Traced:
     }
 
     def trace(tracer: _Tracer) -> _Traced:
+        if "forward" in vars(model):
+            raise ValueError("its forward is set on the object; tracing takes that of its class")
         with evaluating(model), _as_before(model), _Uses(names) as uses:
             graph = tracer.trace(model)
         return _Traced(graph, uses.used, _within_reach(tracer.left_out, names))
@@ -236,27 +241,28 @@ def _read(nodes: Iterable[fx.Node], modules: dict[str, nn.Module]) -> set[str]:
 def followers_of(model: nn.Module, layers: Iterable[str]) -> tuple[dict[str, str], set[str]]:
     """The BatchNorm that alone takes the output of each layer, by tracing; and the tensors that are
     used elsewhere than in a call of their module, or may be."""
-    inner, prefix = unwrapped(model)
-    if prefix:
-        found, used = followers_of(inner, {inner_name(name, prefix) for name in layers})
-        found = {outer_name(k, prefix): outer_name(v, prefix) for k, v in found.items()}
-        return found, {prefix + name for name in used}
+    model, prefix = unwrapped(model, computing=True)
+    layers = {inner_name(name, prefix) for name in layers}
+
+    def called(name: Any) -> str:
+        return outer_name(name, prefix) or "the model"
+
     modules = dict(model.named_modules())
     traced = _traced(model, layers)
     nodes = traced.graph.nodes
     calls = Counter(
-        name or node.target
+        node.target if name is None else name
         for node in nodes
-        if (name := _layer_of(node, modules)) or node.op == "call_module"
+        if (name := _layer_of(node, modules)) is not None or node.op == "call_module"
     )
     used = traced.used | _read(nodes, modules)
     for names, how in (
         (used, "is used in other ways than in one call of torch's, where it would change too"),
-        (traced.held, "is held by a layer that cannot be traced, and may be used there"),
+        (traced.held, "is held by a module that cannot be traced, and may be used there"),
     ):
         parts = (name.rpartition(".") for name in names)
         if owners := {owner for owner, _, key in parts if key in CHANGED}.intersection(layers):
-            raise ValueError(f"{min(owners) or 'the model'}: its weight or bias {how}: {_LEAVE}")
+            raise ValueError(f"{called(min(owners))}: its weight or bias {how}: {_LEAVE}")
     found = {}
     for node in nodes:
         name = _layer_of(node, modules)
@@ -264,13 +270,13 @@ def followers_of(model: nn.Module, layers: Iterable[str]) -> tuple[dict[str, str
             continue
         users = [user for user in node.users if not _is_description(user, node)]
         if calls[name] > 1:
-            raise ValueError(f"{name}: is called more than once: leave it out of layers")
+            raise ValueError(f"{called(name)}: is called more than once: leave it out of layers")
         if len(users) != 1 or users[0].op != "call_module":
             takers = ", ".join(str(user) for user in users) or "nothing"
             raise ValueError(
-                f"{name}: its output goes to {takers}, not to one BatchNorm alone: {_LEAVE}"
+                f"{called(name)}: its output goes to {takers}, not to one BatchNorm alone: {_LEAVE}"
             )
         if calls[users[0].target] > 1:
-            raise ValueError(f"{users[0].target}: follows more than {name}")
-        found[name] = str(users[0].target)
-    return found, used | traced.held
+            raise ValueError(f"{called(users[0].target)}: follows more than {called(name)}")
+        found[outer_name(name, prefix)] = outer_name(str(users[0].target), prefix)
+    return found, {prefix + name for name in used | traced.held}

@@ -219,7 +219,8 @@ class Watch(TorchFunctionMode):
             axes = (*args[1:], *kwargs.values())
             undo = lambda v: v.transpose(*axes)  # noqa: E731
         elif name == "permute":
-            axes = tuple(args[1]) if isinstance(args[1], (list, tuple)) else args[1:]
+            axes = args[1:] or tuple(kwargs["dims"])
+            axes = tuple(axes[0]) if isinstance(axes[0], (list, tuple)) else axes
             back = [0] * len(axes)
             for n, axis in enumerate(axes):
                 back[axis % len(axes)] = n

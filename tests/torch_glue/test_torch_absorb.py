@@ -379,7 +379,7 @@ def test_a_layer_that_is_not_traced_may_use_what_it_holds(traceable):
         last = Checking([{"first": first.weight}] if holds else None)
         return binary(nn.Sequential(first, norm, last), ["0"])
 
-    how = "is used in other ways" if traceable else "is held by a layer that cannot be traced"
+    how = "is used in other ways" if traceable else "is held by a module that cannot be traced"
     with pytest.raises(ValueError, match=f"0: its weight or bias {how}"):
         torch_glue.absorb_scales(network(True), ["0"])
     same_after_absorbing(network(False), torch.randn(6, 4), {"0": "1"})
@@ -587,6 +587,87 @@ def test_of_wrapped_models_it_is_what_is_within():
     ):
         with pytest.raises(ValueError, match="norm: its running_var is used elsewhere too"):
             torch_glue.absorb_scales(model.eval())
+
+
+class _Twice(nn.Linear):
+    """A model that is a layer, called twice."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.one, self.other = lively(nn.BatchNorm1d(3)), lively(nn.BatchNorm1d(3))
+
+    def forward(self, x):
+        rows = F.linear(x, self.weight, self.bias), F.linear(x.flip(0), self.weight, self.bias)
+        return self.one(rows[0]) + self.other(rows[1])
+
+
+def test_a_model_that_is_a_layer_called_twice():
+    with pytest.raises(ValueError, match="the model: is called more than once"):
+        torch_glue.absorb_scales(binary(_Twice(), [""]))
+
+
+@pytest.mark.parametrize("part", ["layer", "norm"])
+def test_what_a_container_that_is_one_call_holds_too_is_seen(part):
+    class Also(Holding):
+        def __init__(self):
+            super().__init__()
+            self.also = nn.DataParallel(getattr(self, part))
+
+        def forward(self, x):
+            return super().forward(x) + self.also(x[:, : 3 if part == "norm" else 4])
+
+    with pytest.raises(ValueError, match=r"held by a module|is used elsewhere too"):
+        torch_glue.absorb_scales(binary(Also(), ["layer"]))
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_a_forward_set_on_the_object_is_not_traced(wrap):
+    model = wrap(binary(Holding(), ["layer"]))
+    model.forward = lambda x: x
+    with pytest.raises(ValueError, match=r"forward is set on the object.*by followers"):
+        torch_glue.absorb_scales(model)
+
+
+def test_errors_tell_names_as_they_are_in_the_wrapped_model():
+    class Bare(Holding):
+        def forward(self, x):
+            return self.layer(x).relu()
+
+    with pytest.raises(ValueError, match=r"^module\.layer: its output goes to relu"):
+        torch_glue.absorb_scales(nn.DataParallel(binary(Bare(), ["layer"])))
+    with pytest.raises(ValueError, match=r"^the model: its output goes to output"):
+        torch_glue.absorb_scales(binary(nn.Linear(4, 3), [""]))
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is():
+    model = binary(Holding(), ["layer"])
+    model.norm.running_var = torch.ones(1).expand(3)
+    before = model.layer.weight.detach().clone()
+    with pytest.raises(ValueError, match="norm: its running_var is expanded"):
+        torch_glue.absorb_scales(model)
+    assert torch.equal(before, model.layer.weight)
+    model.norm = nn.LazyBatchNorm1d()
+    with pytest.raises(ValueError, match="norm: has no size yet: run the model"):
+        torch_glue.absorb_scales(model, followers={"layer": "norm"})
+    with pytest.raises(ValueError, match="layers: names none"):
+        torch_glue.absorb_scales(model, layers=[])
+
+
+def test_buffers_made_in_inference_mode_are_as_before_tracing():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return F.linear(x, self.weight, self.bias)
+
+    with torch.inference_mode():
+        model = nn.Sequential(Counting(), lively(nn.BatchNorm1d(3)))
+        model[0].weight.copy_(model[0].weight.sign())
+        assert torch_glue.absorb_scales(model.eval()) == {"0": "1"}
+        assert model[0].calls == 0
 
 
 def test_buffers_of_a_layer_may_be_used_as_its_weight_may_not():

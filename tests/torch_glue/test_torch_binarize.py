@@ -170,6 +170,8 @@ REFUSED = {
     "subset": (DataLoader(ROWS, 5, sampler=SubsetRandomSampler(range(9))), "shuffle=False"),
     "other each time": (Changing(), "shuffling or random"),
     "no batches": ([], "no batches"),
+    "no input": ([[]], "images: the model takes no batch that is empty"),
+    "text": (["x"], "images: the model takes no batch that is 'x'"),
     "no samples": (torch.ones(0, 4), "samples along the first axis"),
     "one axis": (torch.ones(4), "samples along the first axis"),
     "one mapping": ({"x": torch.ones(5, 4)}, r"images: a dict is no iterable of batches"),

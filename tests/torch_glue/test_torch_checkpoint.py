@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -233,6 +234,33 @@ def test_a_layer_of_its_own_within_a_wrapper(tmp_path):
     torch_glue.save_packed(model, tmp_path / "one", layers=["module"])
     assert torch_glue.load_packed(other, tmp_path / "one") == ["module"]
     assert torch_glue.attach(other, ["module"]) == ["module"]
+
+
+def test_wrappers_with_forwards_of_their_own_and_children_called_as_theirs(tmp_path):
+    class Own(nn.DataParallel):
+        def forward(self, *args):
+            return self.module(*args)
+
+    plain, other = small_net(), small_net()
+    torch_glue.save_packed(Own(plain), tmp_path / "m")
+    torch_glue.load_packed(other, tmp_path / "m")
+    same(plain, other)
+    model = nn.Sequential(OrderedDict(_orig_mod=nn.Linear(4, 3), head=nn.Linear(3, 2)))
+    torch_glue.save_packed(model, tmp_path / "whole")
+    other = copy.deepcopy(model)
+    nn.init.zeros_(other.head.weight)
+    torch_glue.load_packed(other, tmp_path / "whole")
+    same(model, other)
+
+
+def test_into_a_model_made_in_inference_mode(tmp_path):
+    plain = small_net()
+    torch_glue.save_packed(plain, tmp_path / "m")
+    with torch.inference_mode():
+        other = small_net()
+        nn.init.zeros_(other[0].weight)
+    torch_glue.load_packed(other, tmp_path / "m")
+    same(plain, other)
 
 
 def test_a_model_that_passes_attributes_on_is_no_wrapper(tmp_path):

@@ -166,7 +166,7 @@ class Plain(nn.Module):
         if self.how == "a tenth":
             return x + 0.1 * self.drop(y) * 1
         if self.how == "by keyword":
-            y = torch.clone(input=torch.flatten(input=y, start_dim=1))
+            y = torch.clone(input=torch.flatten(input=y.permute(dims=(0, 1)), start_dim=1))
             return torch.add(input=x, other=torch.mul(input=y, other=np.float32(0.1)))
         if self.how == "nothing":
             return x + 0 * y
