@@ -31,6 +31,7 @@ from hashsolve.dual import (
 from hashsolve.kernels.estimate import estimate
 from hashsolve.kernels.order import decision_order
 from hashsolve.kernels.sphere import sphere
+from hashsolve.problem import cancelling
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int8]
@@ -86,7 +87,7 @@ def column_loss(gram: Array, cross: Array, energy: float, codes: Codes, free: bo
     p, q = cross @ bits, bits @ gram @ bits
     if not free:
         return float(energy - 2.0 * p + q)
-    return float(energy - p * p / q) if q > 0.0 else float(energy)
+    return float(energy - p * p / q) if q > cancelling(gram) else float(energy)
 
 
 def start_search(

@@ -135,6 +135,8 @@ def verify(
     >>> print(hs.verify(problem, -s.codes, s.scales).violations[0])
     column 0: scale 2 is not the best, which is -2
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem: expected a hashsolve.Problem, got a {type(problem).__name__}")
     if require is None:
         require = highest_local(problem)
     checks.choice(require, "require", LEVELS)

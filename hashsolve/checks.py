@@ -44,6 +44,22 @@ def array(value: Any, name: str, ndim: int | tuple[int, ...]) -> np.ndarray:
     return result
 
 
+def codes(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Codes of this shape (S, T), or (M, S, T) for several bases.
+
+    Raises
+    ------
+    ValueError
+        For another shape, or entries other than −1 and +1.
+    """
+    result: np.ndarray = array(value, "codes", (2, 3))[...]
+    if result.shape[-2:] != shape:
+        raise ValueError(f"codes: must have shape (S, T) = {shape}, got {result.shape}")
+    if (np.abs(result.astype(float)) != 1).any():
+        raise ValueError("codes: entries other than -1 and +1; of bits, give 2 * bits - 1.0")
+    return result
+
+
 def finite(values: np.ndarray, name: str, start: int = 0, axis: int = -1) -> np.ndarray:
     """The same array, or a ValueError that says where it is NaN or infinite, in the whole of which
     this is the part from ``start`` on along an axis."""
@@ -107,7 +123,11 @@ def number(value: Any, name: str, most: float = np.inf) -> float:
 
 def choice(value: str, name: str, allowed: Any) -> str:
     """The value, if it is one of ``allowed``; else a ValueError with the nearest of them."""
-    if value in allowed:
+    try:
+        known = value in allowed
+    except (TypeError, ValueError):  # a list, an array
+        known = False
+    if known:
         return value
     names = ", ".join(map(repr, allowed))
     raise ValueError(f"{name}: {value!r} is not one of {names}{did_you_mean(value, allowed)}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from hashsolve import reference
 from hashsolve.packing import combine
-from hashsolve.problem import Problem
+from hashsolve.problem import Problem, cancelling
 
 LEVELS = ("valid", "dcc", "one_flip", "two_flip", "optimal")
 """What can be required of a solution; each level includes those before it.
@@ -105,7 +105,7 @@ class _Column:
         if self.scale is not None:
             return self.energy - 2 * self.scale * p + self.scale**2 * q
         size = np.diagonal(self.gram).max()
-        usable = q > 1e-12 * max(size, self.q)
+        usable = q > cancelling(self.gram)
         # p² alone could overflow; the last term is what an error of 1e-12 in q would change
         ratio = np.divide(p, q, out=np.zeros_like(p), where=usable)
         return self.energy - p * ratio + 1e-12 * size * ratio * ratio

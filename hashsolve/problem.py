@@ -18,6 +18,12 @@ from hashsolve.threads import magnitudes_times, one_blas_thread, product
 from hashsolve.validation import CONSTANT, validated
 
 
+def cancelling(gram: np.ndarray) -> float:
+    """How large bᵀHb may be and yet counts as 0: 1e-12 trace H. The rounding of H itself may give
+    such codes any loss, so that no method takes them."""
+    return float(1e-12 * np.trace(gram))
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """min over codes b ∈ {−1,+1}^S and a scale α, per column t:  e_t − 2α c_tᵀb + α² bᵀHb.
@@ -318,7 +324,7 @@ class Problem:
         return (self.target_sum - np.array(means)) / self.row_weight
 
     def best_scales(self, codes: np.ndarray) -> np.ndarray:
-        """α* = cᵀb / bᵀHb of each column (BWNH, eq. 6), 0 where bᵀHb is 0; or the fixed scales.
+        """α* = cᵀb / bᵀHb of each column (BWNH, eq. 6), 0 where that cancels; or the fixed scales.
 
         Parameters
         ----------
@@ -328,14 +334,23 @@ class Problem:
         -------
         array (T,)
             Negative where the codes of a column point away from its target.
+
+        Raises
+        ------
+        ValueError
+            For codes of another shape or other entries than −1 and +1, or with several scales a
+            column.
         """
+        codes = checks.codes(codes, self.cross.shape)
+        if codes.ndim == 3 or self.scale_group is not None:
+            raise ValueError("scales: give them where a column has several; solve finds the best")
         if self.fixed_scales is not None:
             return self.fixed_scales.copy()
         plain = self.centred()
-        b = np.asarray(codes, dtype=float)
+        b = codes.astype(float)
         q = np.einsum("st,st->t", b, plain.gram @ b)
         p = np.einsum("st,st->t", b, plain.cross)
-        return np.divide(p, q, out=np.zeros_like(p), where=q > 0)
+        return np.divide(p, q, out=np.zeros_like(p), where=q > cancelling(plain.gram))
 
     def loss(self, codes: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
         """‖Y_t − X̂ᵀb_t α_t‖² of each column, for any codes; at the best scales by default.
@@ -349,6 +364,11 @@ class Problem:
         -------
         array (T,)
 
+        Raises
+        ------
+        ValueError
+            For codes of another shape or other entries than −1 and +1, or scales that are missing.
+
         Examples
         --------
         >>> import numpy as np, hashsolve as hs
@@ -356,8 +376,12 @@ class Problem:
         >>> p.loss(np.array([[1], [-1]])), p.loss(np.array([[1], [-1]]), np.array([1.0]))
         (array([0.5]), array([1.]))
         """
+        codes = checks.codes(codes, self.cross.shape)
         plain = self.centred()
-        u = combine(codes, plain.best_scales(codes) if scales is None else scales)
+        given = plain.best_scales(codes) if scales is None else np.asarray(scales, dtype=float)
+        if given.shape[-1:] != (self.columns,):
+            raise ValueError(f"scales: one a column is shape ({self.columns},), got {given.shape}")
+        u = combine(codes, given)
         quadratic = np.einsum("st,st->t", u, plain.gram @ u)
         return plain.energy - 2 * np.einsum("st,st->t", u, plain.cross) + quadratic
 

@@ -236,6 +236,8 @@ def split(source: str) -> tuple[Path, str]:
         path, inside = source, ""
     if Path(path).is_dir():
         raise ValueError(f"{path}: a folder; name a file")
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path}: a pipe or a device; it is read more than once: save it first")
     if not Path(path).is_file():
         parent = Path(path).parent
         beside = [str(parent / name) for name in os.listdir(parent)] if parent.is_dir() else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hashsolve.problem import Problem
+from hashsolve.problem import Problem, cancelling
 
 
 def correlations(gram, codes, h) -> None:
@@ -68,7 +68,7 @@ def group_dcc_sweep(gram, cross, codes, h, scales, active, flips) -> None:
     h[:] = (spread * codes) @ gram
 
 
-def one_flip_sweep(gram, free, tolerance, cross, codes, h, p, q, active, flips) -> None:
+def one_flip_sweep(gram, free, tolerance, floor, cross, codes, h, p, q, active, flips) -> None:
     """One cyclic sweep that makes every flip that lowers the loss by more than rounding."""
 
     def value(b):
@@ -76,7 +76,7 @@ def one_flip_sweep(gram, free, tolerance, cross, codes, h, p, q, active, flips) 
         p, q = cross[t] @ b, b @ gram @ b
         if not free:
             return q - 2 * p, abs(q) + 2 * abs(p)
-        return (-p * p / q, p * p / q / q) if q > tolerance else (0.0, 0.0)
+        return (-p * p / q, p * p / q / q) if q > floor else (0.0, 0.0)
 
     flips[:] = 0
     for t in np.flatnonzero(active):
@@ -93,13 +93,14 @@ def one_flip_sweep(gram, free, tolerance, cross, codes, h, p, q, active, flips) 
 
 
 def best_scales(problem: Problem, codes: np.ndarray) -> np.ndarray:
-    """α* = cᵀb / bᵀHb of each column (BWNH, eq. 6), 0 where bᵀHb is 0; or the fixed scales."""
+    """α* = cᵀb / bᵀHb of each column (BWNH, eq. 6), 0 where that cancels; or the fixed scales."""
     if problem.fixed_scales is not None:
         return problem.fixed_scales
     b = codes.astype(np.longdouble)
     p = (problem.cross * b).sum(axis=0)
     q = (b * (problem.gram @ b)).sum(axis=0)
-    return np.divide(p, q, out=np.zeros_like(p), where=q > 0).astype(float)
+    usable = q > cancelling(problem.gram)
+    return np.divide(p, q, out=np.zeros_like(p), where=usable).astype(float)
 
 
 def loss(problem: Problem, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -144,7 +145,7 @@ def brute_force(problem: Problem) -> np.ndarray:
     for t in range(problem.columns):
         p = problem.cross[:, t] @ codes
         if problem.fixed_scales is None:
-            scale = np.divide(p, q, out=np.zeros_like(p), where=q > 1e-12 * q.max())
+            scale = np.divide(p, q, out=np.zeros_like(p), where=q > cancelling(problem.gram))
             found = problem.energy[t] - p * scale
             # below zero by no more than the rounding of the sums is zero
             found[(found < 0) & (found > -1e-13 * size * scale**2)] = 0.0

@@ -186,22 +186,25 @@ def precise(gram, cross, bits):
     return math.fsum(bits * cross), math.fsum((np.outer(bits, bits) * gram).ravel())
 
 
-def gray(gram, cross, energy, free, codes):
-    """All codes in Gray-code order, every sum rounded once; the lowest loss is its own bound. Codes
-    whose q is no more than 1e-12 trace H are passed over."""
+def gray(gram, cross, energy, free, begin, end, best, lowest, codes):
+    """Codes in Gray-code order, every sum rounded once. Those whose q is no more than 1e-12 trace H
+    are passed over, and only count for the lowest loss; all are summed once."""
     inputs = len(cross)
-    step = np.arange(1 << (inputs - 1 if free else inputs))
+    step = np.arange(begin, end)
     flipped = (step ^ (step >> 1))[:, None] >> np.arange(inputs) & 1
-    losses = []
-    for bits in 1.0 - 2.0 * flipped:
+    for bits in 1 - 2 * flipped:
         p, q = precise(gram, cross, bits)
         if not free:
-            losses.append(energy - 2.0 * p + q)
+            loss = energy - 2.0 * p + q
+        elif q > 0.0:
+            loss = energy - p * p / q
         else:
-            losses.append(energy - p * p / q if q > 1e-12 * np.trace(gram) else np.inf)
-    best = int(np.argmin(losses))
-    codes[:] = 1 - 2 * flipped[best]
-    return losses[best], losses[best]
+            loss = 0.0 if p or q else energy
+        lowest = min(lowest, loss)
+        if loss < best and not (free and q <= 1e-12 * np.trace(gram)):
+            best = loss
+            codes[:] = bits
+    return best, lowest, 0
 
 
 def decision_order(matrix, inverse, first, energy_share, order):

@@ -7,6 +7,7 @@ import numpy as np
 from hashsolve.control import Control
 from hashsolve.instance import Instance
 from hashsolve.kernels.products import correlations, products
+from hashsolve.problem import cancelling
 
 
 class State:
@@ -41,10 +42,11 @@ class State:
 
     @property
     def scales(self) -> np.ndarray:
-        """The best scale of each column: α = cᵀb / bᵀHb, 0 where that vanishes; or 1, if fixed."""
+        """The best scale of each column: α = cᵀb / bᵀHb, 0 where that cancels; or 1, if fixed."""
         if not self.instance.free:
             return np.ones_like(self.p)
-        return np.divide(self.p, self.q, out=np.zeros_like(self.p), where=self.q > 0)
+        usable = self.q > cancelling(self.instance.gram)
+        return np.divide(self.p, self.q, out=np.zeros_like(self.p), where=usable)
 
     def loss(self, scales: np.ndarray) -> np.ndarray:
         """e − 2α cᵀb + α² bᵀHb of each column."""

@@ -17,13 +17,18 @@ from hashsolve.problem import Problem
 from hashsolve.solution import Solution, Status, Sweep, sound_bound
 
 _ROUNDS = 50  # of an alternation that usually settles within ten
+_LARGEST = 1e290  # sums with which codes are perturbed
 _SETTLED = 1e-9  # share of the loss by which a round must lower it
 
 PlainSolve = Callable[[str, Problem, np.ndarray | None, Control], Solution]
 """Solves a plain problem by a method, from start codes (S, T)."""
 
-CONTAINED = {"auto": ("dcc", "one_flip", "babai")}
+CONTAINED = {"auto": ("dcc", "one_flip", "babai", "beam", "tabu")}
 """Methods whose alternation runs too, so that the one that contains them ends no worse."""
+RESTARTS = (30, 100, 300)
+"""Descents of "auto" from perturbed codes, by effort: alternations end in many places."""
+PERTURBED = (0.5, 0.1)
+"""Shares of the bits that these flip, in turn; half of them is a random start."""
 
 
 def solve_variant(
@@ -31,9 +36,10 @@ def solve_variant(
 ) -> Solution:
     """Solve a problem with bases or group scales; of each column, the best that was found.
 
-    Contained methods and lesser efforts come first, after a descent from `sign`. With group scales
-    each goes on from the one before; the greedy first round of bases may end worse for a better
-    method, or more effort, so there each is a candidate.
+    The start itself, contained methods and lesser efforts come first, after a descent from `sign`.
+    With group scales each goes on from the one before; the greedy first round of bases may end
+    worse for a better method, or more effort, so there each is a candidate. "auto" descends from
+    perturbed codes, too.
 
     Parameters
     ----------
@@ -50,9 +56,11 @@ def solve_variant(
     if method == "sign":
         return alternate(problem, method, start, solve, control)
     signs_alone = alternate(problem, "sign", start, solve, control.again())
+    best = signs_alone if start is None else _better(_at(problem, start), signs_alone)
     if control.stop:
-        return signs_alone
-    best = alternate(problem, "dcc", signs_alone.codes, solve, control.again())
+        return replace(best, status=control.stop)
+    best = _better(best, alternate(problem, "dcc", signs_alone.codes, solve, control.again()))
+    random = np.random.default_rng(control.seed)
     for effort in EFFORTS[: EFFORTS.index(control.effort) + 1]:
         for name in dict.fromkeys((*CONTAINED.get(method, ("dcc",)), method)):
             if control.stop:
@@ -60,7 +68,35 @@ def solve_variant(
             begin = start if problem.bases > 1 else best.codes
             found = alternate(problem, name, begin, solve, control.again(effort=effort))
             best = _better(best, found)
+        # far from the best codes, sums are larger than the energies
+        if method == "auto" and max(problem.energy.max(), problem.gram.max()) < _LARGEST:
+            for i in range(RESTARTS[EFFORTS.index(effort)]):
+                if control.stop:
+                    break
+                # one mask for all columns: the answer does not depend on their order
+                flip = random.random((*best.codes.shape[:-1], 1)) < PERTURBED[i % len(PERTURBED)]
+                codes = np.where(flip, -best.codes, best.codes)
+                apart = control.again(effort="fast")
+                apart.callback = None  # it is told of the best alone
+                best = _better(alternate(problem, "dcc", codes, solve, apart), best)
+                control.note(float(best.loss.sum()), 0)
+            if not control.stop:
+                found = alternate(problem, method, best.codes, solve, control.again(effort=effort))
+                best = _better(best, found)
     return replace(best, status=control.stop or best.status)
+
+
+def _at(problem: Problem, codes: np.ndarray) -> Solution:
+    """Given codes at their best scales."""
+    codes = codes.astype(np.int8)
+    if problem.bases > 1:
+        scales = _joint_scales(replace(problem, bases=1), codes)
+        turn = np.where(scales < 0, -1, 1).astype(np.int8)
+        return _solution(problem, codes * turn[:, None], np.abs(scales), [], Status.DONE)
+    group = _share(problem)
+    scales = _group_scales(problem.gram, problem.cross.T, codes.T, problem.inputs // group)
+    codes, scales = _canonical(codes.T, scales, group)
+    return _solution(problem, codes.T, scales.T, [], Status.DONE)
 
 
 def _better(a: Solution, b: Solution) -> Solution:

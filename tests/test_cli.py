@@ -497,11 +497,28 @@ def test_piped_output_has_no_progress(here, tmp_path):
     assert out.startswith("layer ") and "\x1b" not in out and "\r" not in out
 
 
+def test_what_cannot_be_read_twice_is_told(here):
+    process = spawn(here, "inspect", os.devnull)
+    _, error = process.communicate()
+    assert process.returncode == 2 and "a pipe or a device; it is read more than once" in error
+
+
 def test_exit_codes_reach_the_shell(here):
     for arguments, code in ((("inspect", "problem.h5"), 0), (("inspect", "nope"), 2)):
         process = spawn(here, *arguments)
         process.communicate()
         assert process.returncode == code
+
+
+def test_a_reader_that_has_gone_is_no_failed_certificate(here):
+    """`hashsolve verify … | true` under pipefail."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "hashsolve.cli", "inspect", "problem.h5"]
+    pipes = {"stdout": writer, "stderr": subprocess.PIPE}
+    done = subprocess.run(command, cwd=here, env=environment(), timeout=120, **pipes)
+    os.close(writer)
+    assert done.returncode == 141, done.stderr
 
 
 def test_ctrl_c_in_binarize(run, here, tmp_path):

@@ -94,7 +94,8 @@ def test_branch_and_bound_equals_brute_force(kind, size, seed):
 def test_branch_and_bound_equals_enumeration(kind, size, branching):
     column = make_column(kind, size, size)
     codes = np.ones(size, dtype=np.int8)
-    best, _ = gray(*column, codes)
+    steps = 2 ** (size - 1 if column.free else size)
+    best, _, _ = gray(*column, 0, steps, np.inf, np.inf, codes)
     found = search(column, threads=2)
     assert not len(found.open_bound)
     assert abs(found.loss - best) <= 1e-8 * column.size
@@ -161,6 +162,49 @@ def test_no_bound_is_above_codes_that_cancel_to_the_last_digit(copies):
     for method in METHODS:
         s = hs.solve(p, method, init=b)
         assert s.lower_bound[0] <= 1e-9 * energy[0], method
+
+
+@pytest.mark.parametrize("seed", [3, 461, 784, 1009])
+def test_all_methods_pass_over_the_same_codes(seed):
+    """Where bᵀHb is about 1e-12 of the trace: none may take what the others pass over."""
+    rng = np.random.default_rng(seed)
+    size, rows, noise = rng.integers(2, 13), rng.integers(3, 20), 10.0 ** rng.uniform(-7, -5)
+    x = np.repeat(rng.normal(size=(1, rows)), size, 0) * rng.choice([-1, 1], size=(size, 1))
+    x = x + noise * rng.normal(size=(size, rows))
+    if rng.random() < 0.5:
+        x = rng.normal(size=(size, rows))
+        x -= x.mean(0) * (1 - noise)
+    p = hs.Problem.from_arrays(x, target=rng.normal(size=(rows, 1)))
+    loss = {method: hs.solve(p, method).loss[0] for method in METHODS if method != "sign"}
+    for best in ("exact", "auto"):
+        assert loss[best] <= min(loss.values()) + 1e-9 * p.energy[0], loss
+    for t in range(20):
+        b = rng.choice([-1, 1], size=(size, 1))
+        shared = p.best_scales(b), hs.reference.best_scales(p, b)
+        assert (b[:, 0] @ p.gram @ b[:, 0] > 1e-12 * np.trace(p.gram)) or not any(shared), t
+
+
+def alike():
+    """24 equal inputs: nothing limits the scale, and almost all codes are to be summed again."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(1, 30)), 24, axis=0)
+    return hs.Problem.from_arrays(x, target=rng.normal(size=(30, 2)))
+
+
+def test_enumeration_stops_where_time_is_up():
+    p = alike()
+    s = hs.solve(p, "exact", "fast", time_limit=1, threads=1)
+    assert s.status is hs.Status.TIME_LIMIT and (s.lower_bound == 0).all()
+    assert (s.loss <= hs.solve(p, "dcc").loss + 1e-9 * p.energy).all()
+
+
+def test_an_attempt_gives_up_what_is_to_be_summed_again():
+    instance = Instance.of(alike())
+    codes = np.ones(24, dtype=np.int8)
+    with Control() as control:
+        loss, bound = exact_method.enumerated(instance, 0, codes, control, work=1e6)
+    assert bound == -np.inf and np.isfinite(loss)
+    assert hs.solve(alike(), "auto", "fast").status is hs.Status.FIXPOINT
 
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-5, 1e-6])

@@ -17,6 +17,7 @@ from hashsolve.instance import Instance
 from hashsolve.kernels.dcc import dcc_sweep
 from hashsolve.kernels.one_flip import one_flip_sweep
 from hashsolve.kernels.products import correlations, products
+from hashsolve.problem import cancelling
 from hashsolve.testing.strategies import KINDS, make_case, problems
 
 SIZES = (1, 2, 3, 7, 8, 16, 33)
@@ -114,7 +115,7 @@ def check_one_flip(problem, seed):
     before = codes.copy()
     twin, twin_h, twin_p, twin_q = codes.copy(), h.copy(), p.copy(), q.copy()
     flips, twin_flips = np.zeros((2, len(codes)), dtype=int)
-    shared = instance.gram, instance.free, 1e-12, instance.cross
+    shared = instance.gram, instance.free, 1e-12, cancelling(instance.gram), instance.cross
     one_flip_sweep(*shared, codes, h, p, q, active, flips)
     reference.one_flip_sweep(*shared, twin, twin_h, twin_p, twin_q, active, twin_flips)
     check_swept(instance, before, codes, h, active, flips)

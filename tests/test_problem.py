@@ -463,3 +463,32 @@ def test_what_lies_the_wrong_way_round_is_told(rng):
     ):
         with pytest.raises(ValueError, match=f"{end}$"):
             hs.Problem.from_arrays(*arguments[:2], target=dict(enumerate(arguments)).get(2))
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.ones((2, 1)), r"codes: must have shape \(S, T\) = \(2, 2\), got \(2, 1\)"),
+        (np.ones(2), "codes: expected 2 or 3 dimensions"),
+        (np.eye(2) > 0, "codes: entries other than -1 and"),
+        (np.full((2, 2), 255, np.uint8), "codes: entries other than -1 and"),
+        (np.ones((3, 2, 2)), "scales: give them where a column has several"),
+    ],
+)
+def test_what_are_no_codes_has_no_loss(codes, message):
+    p = hs.Problem.from_arrays(X, W)
+    for evaluate in (p.loss, p.best_scales):
+        with pytest.raises(ValueError, match=message):
+            evaluate(codes)
+
+
+def test_scales_of_another_shape_give_no_loss():
+    p = hs.Problem.from_arrays(X, W)
+    codes = np.where(W < 0, -1, 1)
+    with pytest.raises(ValueError, match=r"scales: one a column is shape \(2,\), got \(1,\)"):
+        p.loss(codes, [1.0])
+    assert p.loss(codes, [1.0, 2.0]).shape == (2,)
+    grouped = hs.Problem.from_arrays(X, W, scale_group=1)
+    with pytest.raises(ValueError, match="scales: give them where a column has several"):
+        grouped.loss(codes)
+    assert grouped.loss(codes, np.abs(W)) == pytest.approx(0, abs=1e-9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from columns import FREE, KINDS, losses, make_column, random_codes, unpacked
@@ -298,8 +300,10 @@ def test_the_order_by_energy_alone_is_that_of_the_diagonal():
 def test_gray(kind, size):
     column = make_column(kind, size, size + 50)
     codes, twin = np.zeros((2, size), dtype=np.int8)
-    loss, lowest = gray.gray(*column, codes)
-    twin_loss, twin_lowest = reference_search.gray(*column, twin)
+    steps = 2 ** (size - 1 if column.free else size)
+    start = np.inf, np.inf
+    loss, lowest, _ = gray.gray(*column, 0, steps, *start, codes)
+    twin_loss, twin_lowest, _ = reference_search.gray(*column, 0, steps, *start, twin)
     if "integer" in kind or kind in REAL:
         np.testing.assert_array_equal(codes, twin)
     every = losses(column, reference.all_codes(size).T)
@@ -323,17 +327,32 @@ def test_gray_passes_over_codes_that_cancel(seed):
     target = inputs.T @ rng.normal(size=7) + 0.3 * rng.normal(size=3)
     gram, cross, energy = inputs @ inputs.T, inputs @ target, float(target @ target)
     codes, twin = np.zeros((2, 7), dtype=np.int8)
-    loss, lowest = gray.gray(gram, cross, energy, True, codes)
-    twin_loss, _ = reference_search.gray(gram, cross, energy, True, twin)
+    arguments = gram, cross, energy, True, 0, 64, np.inf, np.inf
+    loss, lowest, _ = gray.gray(*arguments, codes)
+    twin_loss, twin_lowest, _ = reference_search.gray(*arguments, twin)
     np.testing.assert_array_equal(codes, twin)
-    assert loss == pytest.approx(twin_loss, abs=1e-9 * energy) and lowest <= loss
+    assert loss == pytest.approx(twin_loss, abs=1e-9 * energy) and lowest <= min(loss, twin_lowest)
     assert codes @ gram @ codes > 1e-12 * np.trace(gram)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gray_in_slices(kind):
+    column = make_column(kind, 10, 3)
+    steps = 512 if column.free else 1024
+    whole, cut = np.zeros((2, 10), dtype=np.int8)
+    found = gray.gray(*column, 0, steps, np.inf, np.inf, whole)
+    best, lowest, again = np.inf, np.inf, 0
+    for begin, end in itertools.pairwise((0, 64, 192, steps)):
+        best, lowest, more = gray.gray(*column, begin, end, best, lowest, cut)
+        again += more
+    assert found == (best, lowest, again)
+    np.testing.assert_array_equal(whole, cut)
 
 
 def test_gray_takes_the_first_of_equals():
     column = make_column("zero cross", 5, 1)
     codes = np.zeros(5, dtype=np.int8)
-    gray.gray(*column, codes)
+    gray.gray(*column, 0, 16, np.inf, np.inf, codes)
     assert codes.tolist() == [1, 1, 1, 1, 1]
 
 

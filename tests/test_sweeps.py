@@ -13,6 +13,7 @@ from hashsolve.instance import Instance
 from hashsolve.kernels.dcc import dcc_sweep
 from hashsolve.kernels.one_flip import one_flip_sweep
 from hashsolve.kernels.rows import ROWS, add_rows
+from hashsolve.problem import cancelling
 from hashsolve.testing.strategies import KINDS, make_case, problems
 
 KERNELS = ("dcc", "one_flip")
@@ -32,7 +33,8 @@ def sweep_twice(problem, kernel, seed, block):
         run, shared = dcc_sweep, (instance.gram,)
         rows = (instance.cross, codes, h, scales, active, flips)
     else:
-        run, shared = one_flip_sweep, (instance.gram, instance.free, 1e-12)
+        floor = cancelling(instance.gram)
+        run, shared = one_flip_sweep, (instance.gram, instance.free, 1e-12, floor)
         rows = (instance.cross, codes, h, p, q, active, flips)
     whole, blocked = ([row.copy() for row in rows] for _ in range(2))
     run(*shared, *whole)

@@ -349,3 +349,10 @@ def test_rounding_at_a_fixed_scale_is_no_violation():
         p = hs.Problem.from_arrays(x, target=np.zeros((1, 1)), fixed_scales=1.0)
         s = hs.solve(p)
         assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss).ok
+
+
+def test_what_is_no_problem_is_told():
+    with pytest.raises(ValueError, match=r"problem: expected a hashsolve\.Problem, got a NoneType"):
+        hs.verify(None, np.ones((2, 1)), [1.0])
+    with pytest.raises(ValueError, match=r"method: \['dcc'\] is not one of"):
+        hs.solve(hs.Problem(np.eye(2), np.ones((2, 1)), [2.0]), ["dcc"])

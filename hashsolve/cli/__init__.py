@@ -20,7 +20,7 @@ from hashsolve.cli.solve import solve
 from hashsolve.cli.verify import verify
 from hashsolve.suggest import did_you_mean
 
-UNUSABLE, INTERRUPTED = 2, 130
+UNUSABLE, INTERRUPTED, UNREAD = 2, 130, 141
 
 
 class _Commands(click.Group):
@@ -58,7 +58,8 @@ def cli(context: click.Context) -> None:
     hashsolve inspect solution.h5                    what is in that file?
     hashsolve bench                                  how fast is it here?
 
-    Exit codes: 0 done; 1 a certificate failed; 2 unusable input, said in one line; 130 interrupted.
+    Exit codes: 0 done; 1 a certificate failed; 2 unusable input, said in one line; 130 interrupted;
+    141 nobody reads the output.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done; 1 a certificate failed; 2 unusable input; 130 interrupted.
+        0 done; 1 a certificate failed; 2 unusable input; 130 interrupted; 141 output not read.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     if arguments is None and not os.environ.get("HASHSOLVE_TRACEBACK"):
@@ -85,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         return cli.main(arguments, prog_name="hashsolve", standalone_mode=False) or 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except SystemExit:  # click's: the pipe that it writes to is closed
+        return UNREAD
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "hashsolve"

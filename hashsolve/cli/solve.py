@@ -70,7 +70,7 @@ def solve(
     if save_problem:
         p.save(save_problem)
     go_on = (
-        f"the same command goes on from {checkpoint}, as of its last write"
+        f"the same command goes on from {checkpoint}, as of its last write, if it has come to one"
         if checkpoint
         else "no solution was written; --time-limit SECONDS ends with the best so far, "
         "--method exact --checkpoint FILE keeps the search"

@@ -27,22 +27,26 @@ def precise(gram, cross, bits):
 
 
 @njit(cache=True, nogil=True)
-def gray(gram, cross, energy, free, codes):
+def gray(gram, cross, energy, free, begin, end, best, lowest, codes):
     """Find the best codes of all 2^S (2^(S-1) for a free scale, where ``codes[-1]`` stays +1).
 
-    One flip a step, O(S). Running sums are formed anew every 64 steps, so that rounding does not
-    add up; where it could still hide a better loss, as where q all but cancels, p and q are summed
-    again in twice the precision. The first codes in Gray-code order, from all +1, win a tie.
+    One call takes steps ``begin`` (a multiple of 64) up to ``end``; the first starts from ``best``
+    and ``lowest`` inf, the others from what the one before returned. One flip a step, O(S). Running
+    sums are formed anew every 64 steps, so that rounding does not add up; where it could still hide
+    a better loss, as where q all but cancels, p and q are summed again in twice the precision. The
+    first codes in Gray-code order, from all +1, win a tie.
     Codes whose q is no more than 1e-12 trace H are passed over, as by all methods: rounding of the
     gram itself may give such any loss.
 
-    Returns the lowest loss, whose codes overwrite ``codes`` (S,) int8, and a value that no loss is
-    below whatever rounding did, of codes passed over too: the lowest of loss − 2|α| δp − α² δq.
-    Where even twice the precision leaves q undecided, that is 0: with a free scale no loss is
-    negative.
+    Returns the lowest loss, whose codes overwrite ``codes`` (S,) int8; a value that no loss is
+    below whatever rounding did, of codes passed over too: the lowest of loss − 2|α| δp − α² δq;
+    and how many codes were summed again, O(S²) each. Where even twice the precision leaves q
+    undecided, the value is 0: with a free scale no loss is negative.
     """
     inputs = len(cross)
-    bits = np.ones(inputs)
+    bits = np.empty(inputs)
+    for i in range(inputs):
+        bits[i] = 1.0 - 2.0 * (((begin ^ (begin >> 1)) >> i) & 1)
     products = np.empty(inputs)
     p = 0.0
     q = 0.0
@@ -54,10 +58,9 @@ def gray(gram, cross, energy, free, codes):
         floor += 1e-12 * gram[i, i]
         for j in range(inputs):
             q_size += abs(gram[i, j])
-    best = np.inf
-    lowest = np.inf
-    for step in range(1 << (inputs - 1 if free else inputs)):
-        if step > 0:
+    again = 0
+    for step in range(begin, end):
+        if step > begin:
             j = 0
             while (step >> j) & 1 == 0:
                 j += 1
@@ -87,6 +90,7 @@ def gray(gram, cross, energy, free, codes):
                 most = (abs(p) + p_error) * (abs(p) + p_error) / (q - q_error)
                 if energy - most >= best:
                     continue
+            again += 1
             p_now, q_now = precise(gram, cross, bits)
             p_error = 1e-28 * p_size
             q_error = 1e-26 * q_size
@@ -107,6 +111,7 @@ def gray(gram, cross, energy, free, codes):
             loss = energy - 2.0 * p + q
             if loss - 2.0 * p_error - q_error >= lowest:
                 continue
+            again += 1
             p_now, q_now = precise(gram, cross, bits)
             loss = energy - 2.0 * p_now + q_now
             rounding = 1e-15 * (abs(energy) + 2.0 * abs(p_now) + abs(q_now))
@@ -115,4 +120,4 @@ def gray(gram, cross, energy, free, codes):
             best = loss
             for i in range(inputs):
                 codes[i] = np.int8(bits[i])
-    return best, lowest
+    return best, lowest, again

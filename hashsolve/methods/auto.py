@@ -26,7 +26,7 @@ def auto(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
     if inputs <= ENUMERATED:
         return enumerate_codes(instance, start, control)
     found = improve(instance, start, control)
-    if found.status in STOPPED or inputs > control.budget(*PROVABLE):
+    if found.status in STOPPED or inputs > control.budget(*PROVABLE) or not control.bounded:
         return found
     proven = prove(instance, found, control, control.budget(*NODES), attempt=True)
     if proven.status in (Status.NODE_LIMIT, Status.UNPROVABLE):  # the proof was only a try

@@ -13,6 +13,7 @@ from hashsolve.lattice import Lattice, Triangle, lattice_codes
 from hashsolve.methods.each_column import search_columns
 from hashsolve.methods.one_flip import one_flip
 from hashsolve.methods.outcome import STOPPED, Outcome
+from hashsolve.problem import cancelling
 
 WIDTHS = (6_000, 30_000, 200_000)
 """K times S, by effort; each effort tries the lesser ones' too."""
@@ -107,6 +108,6 @@ def best_of(instance: Instance, t: int, pool: np.ndarray) -> np.ndarray:
     p = codes @ instance.cross[t]
     q = np.einsum("es,es->e", codes @ instance.gram, codes)
     if instance.free:
-        floor = 1e-12 * np.trace(instance.gram)
-        return pool[np.argmax(np.divide(p * p, q, out=np.zeros_like(p), where=q > floor))]
+        usable = q > cancelling(instance.gram)
+        return pool[np.argmax(np.divide(p * p, q, out=np.zeros_like(p), where=usable))]
     return pool[np.argmax(2 * p - q)]

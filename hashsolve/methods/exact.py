@@ -20,6 +20,8 @@ ENUMERATED = 18
 """At most so many inputs are enumerated: 2^17 codes, a millisecond."""
 LAST_RESORT = 24
 """At most so many are where nothing limits the scale, so that branch and bound proves nothing."""
+SLICE = 1 << 14
+"""Codes that are enumerated before the next look at whether to stop."""
 NODES = (20_000_000, 2_000_000_000, 1_000_000_000_000)
 """Nodes a column, by effort; a core visits some 3·10⁷ a second."""
 _FIRST = 20_000_000  # nodes of a column's first try, all columns side by side
@@ -51,8 +53,7 @@ def enumerate_codes(instance: Instance, start: np.ndarray, control: Control) -> 
 
     def search(t: int) -> None:
         codes[t] = 1
-        column = (instance.gram, instance.cross[t], instance.energy[t], instance.free, codes[t])
-        bound[t] = gray(*column)[1]
+        bound[t] = max(bound[t], enumerated(instance, t, codes[t], control)[1])
 
     control.each(search, len(codes))
     best = State(instance, codes, control)  # its losses are computed afresh
@@ -68,6 +69,26 @@ def enumerate_codes(instance: Instance, start: np.ndarray, control: Control) -> 
     left = open_columns(instance, last, bound, control)
     status = control.stop or Status.UNPROVABLE if len(left) else Status.OPTIMAL
     return last._replace(status=status, bound=bound, bound_name="enumeration")
+
+
+def enumerated(
+    instance: Instance, t: int, codes: np.ndarray, control: Control, work: float = np.inf
+) -> tuple[float, float]:
+    """Write the best codes of column t over ``codes`` (S,); return their loss and a lower bound.
+
+    Where it is stopped, or took more than the ``work`` of so many nodes to sum again what all but
+    cancels, the codes are the best so far, and the bound is −inf.
+    """
+    column = instance.gram, instance.cross[t], float(instance.energy[t]), instance.free
+    best = lowest = np.inf
+    steps = 1 << (len(codes) - 1 if instance.free else len(codes))
+    for begin in range(0, steps, SLICE):
+        end = min(begin + SLICE, steps)
+        best, lowest, again = gray(*column, begin, end, best, lowest, codes)
+        work -= 8 * again * len(codes)  # two-sums, S² a code
+        if end < steps and (control.stop or work < 0):
+            return best, -np.inf
+    return best, lowest
 
 
 def prove(
@@ -103,7 +124,8 @@ def prove(
                 unlimited[t] = True
                 return state.codes, state.loss, -np.inf, False
             met = np.ones_like(state.codes)
-            reached, lowest = gray(*column, instance.free, met)
+            work = budget if attempt else np.inf
+            reached, lowest = enumerated(instance, t, met, control, work)
             best = (met, reached) if reached < state.loss else (state.codes, state.loss)
             both = np.array([best[1]]), np.array([max(lowest, 0.0)])
             unlimited[t] = not proven(*both, instance.energy[t : t + 1])[0]

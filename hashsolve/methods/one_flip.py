@@ -8,6 +8,7 @@ from hashsolve.control import Control
 from hashsolve.instance import Instance
 from hashsolve.kernels.one_flip import one_flip_sweep
 from hashsolve.methods.outcome import Outcome
+from hashsolve.problem import cancelling
 from hashsolve.solution import Status
 from hashsolve.state import State
 from hashsolve.sweeps import sweep
@@ -26,11 +27,12 @@ def one_flip(instance: Instance, start: np.ndarray, control: Control) -> Outcome
     active = np.ones(len(start), dtype=np.bool_)
     status = control.record(instance, state.loss(state.scales), 0)
     confirming = True
+    shared = instance.gram, instance.free, TOLERANCE, cancelling(instance.gram)
     for _ in range(control.budget(100, 1_000, 10_000)):
         if status:
             break
         rows = (instance.cross, state.codes, state.h, state.p, state.q, active, flips)
-        sweep(control, one_flip_sweep, (instance.gram, instance.free, TOLERANCE), rows)
+        sweep(control, one_flip_sweep, shared, rows)
         status = control.record(instance, state.loss(state.scales), int(flips.sum()))
         if confirming and not flips.any():
             return Outcome(state.codes, state.scales, status or Status.FIXPOINT)

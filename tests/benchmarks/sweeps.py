@@ -22,6 +22,7 @@ from hashsolve.kernels.one_flip import one_flip_sweep
 from hashsolve.kernels.products import products
 from hashsolve.kernels.rows import ROWS
 from hashsolve.methods.one_flip import TOLERANCE
+from hashsolve.problem import cancelling
 from hashsolve.sweeps import in_blocks
 
 
@@ -43,7 +44,7 @@ def one_flip(run, gram, cross, codes, h, scales, active, flips) -> None:
     """A sweep of one_flip, which needs p and q and no scales, called as one of DCC is."""
     p, q = np.empty((2, len(codes)))
     products(cross, codes, h, p, q)
-    run(gram, True, TOLERANCE, cross, codes, h, p, q, active, flips)
+    run(gram, True, TOLERANCE, cancelling(gram), cross, codes, h, p, q, active, flips)
 
 
 @click.command()
@@ -56,7 +57,7 @@ def main(inputs: int, columns: int, repeats: int, with_torch: bool) -> None:
     found = bench.time_sweeps(inputs, columns, repeats)
     with Control() as control:
         sweeps = bench.Sweeps(bench.Layer.random(inputs, columns), control)
-        kinds = {"plain": one_flip_sweep, "blocked": partial(in_blocks, one_flip_sweep, ROWS, 3)}
+        kinds = {"plain": one_flip_sweep, "blocked": partial(in_blocks, one_flip_sweep, ROWS, 4)}
         seconds = {kind: [] for kind in kinds}
         for _ in range(repeats):
             for kind, run in kinds.items():
