@@ -63,6 +63,7 @@ class Search(NamedTuple):
     squared_scale: float  # no codes worth finding have a larger one
     nodes: int = 0  # of the sphere searches
     subproblems: int = 0
+    passed: float = np.inf  # the lowest loss of codes that are passed over, as bᵀHb cancels
 
     @property
     def work(self) -> int:
@@ -71,7 +72,7 @@ class Search(NamedTuple):
 
     def lower_bound(self) -> float:
         """What no codes can go below."""
-        floor = self.loss - TOLERANCE * self.size
+        floor = min(self.loss - TOLERANCE * self.size, self.passed)
         return min(floor, self.open_bound.min()) if len(self.open_bound) else floor
 
 
@@ -79,6 +80,12 @@ def out_of_reach(search: Search, node_budget: int) -> bool:
     """Whether what is left is estimated to take more than the budget: of every two subproblems that
     are open, the tree of the one that they come from was estimated at more than `SPLIT_NODES`."""
     return search.work + SPLIT_NODES * (len(search.open_bound) // 2) > node_budget
+
+
+def cancels(gram: Array, codes: Codes) -> bool:
+    """Whether bᵀHb counts as 0, so that codes are passed over."""
+    bits = codes.astype(np.float64)
+    return bool(bits @ gram @ bits <= cancelling(gram))
 
 
 def column_loss(gram: Array, cross: Array, energy: float, codes: Codes, free: bool) -> float:
@@ -170,6 +177,7 @@ def search_column(
                 search.squared_scale,
                 search.nodes + sum(o.nodes for o in outcomes),
                 search.subproblems + len(outcomes),
+                min(search.passed, *(o.passed for o in outcomes)),
             )
             if callback is not None and callback(search):
                 break
@@ -184,6 +192,7 @@ class _Outcome(NamedTuple):
     open_codes: Codes
     open_diagonal: Array
     open_bound: Array
+    passed: float = np.inf
 
 
 class _Tree(NamedTuple):
@@ -216,6 +225,8 @@ def _subproblem(
     if bound >= loss - margin:
         return done
     if len(unfixed) == 0:
+        if free and cancels(gram, fixed):
+            return done._replace(passed=bound)
         return done._replace(codes=fixed)
     small_gram, small_cross, small_energy = contract(gram, cross, energy, fixed, free)
     inherited = diagonal[unfixed]
@@ -232,11 +243,11 @@ def _subproblem(
     if bound >= loss - margin:
         return done
 
-    nodes, better = 0, None
+    nodes, better, passed = 0, None, np.inf
 
     def search(tree: _Tree, limit: int) -> bool:
         """Whether the tree was searched completely; keeps the best codes met."""
-        nonlocal nodes, better, loss
+        nonlocal nodes, better, loss, passed
         rounding = _rounding(gram, small_gram, small_energy, tree.diagonal, squared_scale, free)
         codes = np.zeros(len(found), dtype=np.int8)
         visited, reached, complete = sphere(
@@ -258,11 +269,13 @@ def _subproblem(
             met_loss = column_loss(gram, cross, energy, met, free)
             if met_loss < loss:
                 better, loss = met, met_loss
+            elif free and cancels(gram, met):  # what these have cut off is not below them
+                passed = min(passed, reached - rounding)
         return complete
 
     tree = _plant(*problem, found, free, ENERGY_SHARES[0])
     if tree is not None and search(tree, PROBE_NODES):
-        return done._replace(nodes=nodes, codes=better)
+        return done._replace(nodes=nodes, codes=better, passed=passed)
 
     sharper, _ = improve_diagonal(
         small_gram, small_cross[None], small_energy, found, free, BARRIER / 4, 6, loss, BARRIER / 4
@@ -284,7 +297,7 @@ def _subproblem(
     if trees:
         tree = trees[0]
         if sizes[best[0]] <= SPLIT_NODES and search(tree, 2 * SPLIT_NODES):
-            return done._replace(nodes=nodes, codes=better)
+            return done._replace(nodes=nodes, codes=better, passed=passed)
     else:  # no diagonal could be proven: nothing to do but split
         tree = _Tree(nothing, nothing, 0.0, np.arange(len(found)), inherited)
 
@@ -295,9 +308,8 @@ def _subproblem(
     passed_on[unfixed] = tree.diagonal[1:] if free else tree.diagonal
     if free:
         passed_on[np.argmax(fixed != 0)] = tree.diagonal[0]
-    return _Outcome(
-        nodes, better, children, np.stack([passed_on, passed_on]), np.array([bound, bound])
-    )
+    diagonals, bounds = np.stack([passed_on, passed_on]), np.array([bound, bound])
+    return _Outcome(nodes, better, children, diagonals, bounds, passed)
 
 
 def _plant(

@@ -57,7 +57,7 @@ def call(made: Any, spec: str) -> Any:
         if error.name == spec.partition(":")[0].partition(".")[0]:
             hint += " in this folder, nor among what is installed"
         raise ValueError(f"{spec}: {error}{hint}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{spec}: {describe(error)}") from error
 
 

@@ -21,7 +21,7 @@ from hashsolve.validation import CONSTANT, validated
 def cancelling(gram: np.ndarray) -> float:
     """How large bᵀHb may be and yet counts as 0: 1e-12 trace H. The rounding of H itself may give
     such codes any loss, so that no method takes them."""
-    return float(1e-12 * np.trace(gram))
+    return float((1e-12 * np.diagonal(gram)).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,7 +379,11 @@ class Problem:
         codes = checks.codes(codes, self.cross.shape)
         plain = self.centred()
         given = plain.best_scales(codes) if scales is None else np.asarray(scales, dtype=float)
-        if given.shape[-1:] != (self.columns,):
+        if given.ndim == 0:
+            given = np.full(self.columns, given)
+        groups = codes.ndim == given.ndim == 2 and self.inputs % max(1, len(given)) == 0
+        rows = given.shape[:-1] if groups else codes.shape[:-2]
+        if given.shape != (*rows, self.columns) or not given.size:
             raise ValueError(f"scales: one a column is shape ({self.columns},), got {given.shape}")
         u = combine(codes, given)
         quadratic = np.einsum("st,st->t", u, plain.gram @ u)

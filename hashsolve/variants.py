@@ -24,9 +24,10 @@ PlainSolve = Callable[[str, Problem, np.ndarray | None, Control], Solution]
 """Solves a plain problem by a method, from start codes (S, T)."""
 
 CONTAINED = {"auto": ("dcc", "one_flip", "babai", "beam", "tabu")}
-"""Methods whose alternation runs too, so that the one that contains them ends no worse."""
+"""Methods whose alternation runs too: with bases, the one that contains them ends no worse."""
 RESTARTS = (30, 100, 300)
-"""Descents of "auto" from perturbed codes, by effort: alternations end in many places."""
+"""Descents of "auto" from perturbed codes, by effort, after those of the lesser ones: alternations
+end in many places."""
 PERTURBED = (0.5, 0.1)
 """Shares of the bits that these flip, in turn; half of them is a random start."""
 

@@ -497,6 +497,18 @@ def test_piped_output_has_no_progress(here, tmp_path):
     assert out.startswith("layer ") and "\x1b" not in out and "\r" not in out
 
 
+def test_a_module_that_exits_is_told_in_one_line(here, tmp_path):
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit('no GPU here')\n")
+    process = spawn(tmp_path, "solve", "leaving:problem")
+    process.communicate()
+    assert process.returncode == 2
+    arguments = ["binarize", "--network", "leaving:net", "--calibration", "x.npy", "--run-dir", "r"]
+    np.save(tmp_path / "x.npy", np.ones((3, 2)))
+    process = spawn(tmp_path, *arguments)
+    out, error = process.communicate()
+    assert (process.returncode, out) == (2, "") and "SystemExit: no GPU here" in error
+
+
 def test_what_cannot_be_read_twice_is_told(here):
     process = spawn(here, "inspect", os.devnull)
     _, error = process.communicate()

@@ -184,6 +184,28 @@ def test_all_methods_pass_over_the_same_codes(seed):
         assert (b[:, 0] @ p.gram @ b[:, 0] > 1e-12 * np.trace(p.gram)) or not any(shared), t
 
 
+@pytest.mark.parametrize("size", [16, 20])
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_count_codes_that_are_passed_over(size, seed):
+    """One code has bᵀHb of 6e-13 of the trace and the least loss: none takes it, none is proven."""
+    rng = np.random.default_rng(seed)
+    one = rng.choice([-1.0, 1.0], size)
+    aside = np.eye(size) - np.outer(one, one) / size
+    mix = rng.normal(size=(size, 3 * size)) / np.sqrt(3 * size)
+    gram = aside @ (mix @ mix.T) @ aside
+    gram = (gram + gram.T) / 2 + 3e-14 * size / 20 * np.outer(one, one)
+    w = aside @ (rng.choice([-1, 1], size) * rng.uniform(0.5, 1.5, size)) * 0.2
+    q, cross, energy = one @ gram @ one, gram @ w, 2.2 * float(w @ gram @ w)
+    cross = cross - one * (cross @ one) / size + one * np.sqrt(0.98 * energy / 2.2 * q) / size
+    assert q <= 1e-12 * np.trace(gram)
+    p = hs.Problem(gram, cross[:, None], [energy])
+    least = energy - (cross @ one) ** 2 / q
+    s = hs.solve(p, "exact", "fast")
+    assert s.lower_bound[0] <= least * (1 + 1e-3) < s.loss[0]
+    assert s.status is not hs.Status.OPTIMAL and not s.optimal[0]
+    assert s.loss <= hs.solve(p, "auto", "fast").loss + 1e-9 * energy
+
+
 def alike():
     """24 equal inputs: nothing limits the scale, and almost all codes are to be summed again."""
     rng = np.random.default_rng(0)

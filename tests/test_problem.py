@@ -487,7 +487,12 @@ def test_scales_of_another_shape_give_no_loss():
     codes = np.where(W < 0, -1, 1)
     with pytest.raises(ValueError, match=r"scales: one a column is shape \(2,\), got \(1,\)"):
         p.loss(codes, [1.0])
-    assert p.loss(codes, [1.0, 2.0]).shape == (2,)
+    for wrong in (np.ones((3, 2)), np.ones((1, 1, 2)), np.ones((0, 2))):
+        with pytest.raises(ValueError, match="scales: one a column"):
+            p.loss(codes, wrong)
+    with pytest.raises(ValueError, match="scales: one a column"):
+        p.loss(np.stack([codes, codes]), [1.0, 2.0])
+    np.testing.assert_array_equal(p.loss(codes, 2.0), p.loss(codes, [2.0, 2.0]))
     grouped = hs.Problem.from_arrays(X, W, scale_group=1)
     with pytest.raises(ValueError, match="scales: give them where a column has several"):
         grouped.loss(codes)

@@ -541,6 +541,15 @@ def test_how_long_a_query_is_changes_only_its_scores(metric):
         assert same > 0.99
 
 
+def test_cosines_of_tiny_vectors_are_ranked_anew():
+    vectors = 2.0**-560 * anisotropic(2, 300)
+    index = hs.InnerProductIndex("cosine", effort="fast").fit(vectors)
+    index.add(vectors)
+    scores, ids = index.search(vectors[:5], k=1, vectors=vectors)
+    assert ids.ravel().tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(scores, 1, rtol=1e-6)
+
+
 def test_queries_too_small_for_float32(fresh):
     index = fresh("l2")
     index.add(anisotropic(2, 50))

@@ -82,12 +82,15 @@ def main(arguments: list[str] | None = None) -> int:
         # what HDF5's destructors raise after a failed write is no news; all else is caught below
         sys.excepthook = lambda *_: None
         sys.unraisablehook = lambda _: None
+    stdout = sys.stdout
     try:
         return cli.main(arguments, prog_name="hashsolve", standalone_mode=False) or 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except SystemExit:  # click's: the pipe that it writes to is closed
-        return UNREAD
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        return UNREAD  # click's, which has replaced it: the pipe is closed
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "hashsolve"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hashsolve import checks
+from hashsolve.retrieval.codec import lengths
 
 
 def rank(
@@ -42,10 +43,10 @@ def rank(
         if metric == "l2":
             value = -((full - query) ** 2).sum(axis=1)
         else:
-            value = (full * query).sum(axis=1)
             if metric == "cosine":
-                length = np.sqrt((full * full).sum(axis=1))
-                value = np.divide(value, length, out=np.zeros_like(value), where=length > 0)
+                length = lengths(full)
+                full = full / np.where(length > 0, length, 1.0)[:, None]
+            value = (full * query).sum(axis=1)
         scores[i, order] = value
     order = np.lexsort((ids, -scores), axis=1)[:, :k]
     scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
