@@ -63,7 +63,7 @@ class Search(NamedTuple):
     squared_scale: float  # no codes worth finding have a larger one
     nodes: int = 0  # of the sphere searches
     subproblems: int = 0
-    passed: float = np.inf  # the lowest loss of codes that are passed over, as bᵀHb cancels
+    passed: float = np.inf  # below it is no loss of codes that were reached, taken or passed over
 
     @property
     def work(self) -> int:
@@ -249,8 +249,10 @@ def _subproblem(
         """Whether the tree was searched completely; keeps the best codes met."""
         nonlocal nodes, better, loss, passed
         rounding = _rounding(gram, small_gram, small_energy, tree.diagonal, squared_scale, free)
+        still = _rounding(gram, small_gram, small_energy, tree.diagonal, 0.0, free)
+        moving = _rounding(gram, small_gram, 0.0, tree.diagonal, 1.0, free)
         codes = np.zeros(len(found), dtype=np.int8)
-        visited, reached, complete = sphere(
+        visited, reached, complete, lowest = sphere(
             tree.lower,
             tree.target,
             tree.offset,
@@ -258,6 +260,9 @@ def _subproblem(
             rounding - margin,
             free,
             limit,
+            still,
+            moving,
+            squared_scale,
             codes,
         )
         nodes += visited
@@ -269,8 +274,8 @@ def _subproblem(
             met_loss = column_loss(gram, cross, energy, met, free)
             if met_loss < loss:
                 better, loss = met, met_loss
-            elif free and cancels(gram, met):  # what these have cut off is not below them
-                passed = min(passed, reached - rounding)
+            if free:  # codes reached may be passed over; what they cut off is not below them
+                passed = min(passed, lowest, reached - margin)
         return complete
 
     tree = _plant(*problem, found, free, ENERGY_SHARES[0])

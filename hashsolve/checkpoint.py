@@ -50,6 +50,8 @@ class Checkpoint:
                 if attribute(file, "problem") != fingerprint:
                     raise ValueError(f"{path}: a checkpoint of another problem; name another file")
                 for name, group in file.items():
+                    if Search._fields[-1] not in group:
+                        raise ValueError(f"{path}: of another version; remove it to start anew")
                     made.states[int(name)] = state = _read(group)
                     if attribute(group, "sha256") != digest(*state):
                         raise ValueError(f"{path}: damaged: column {name} is not as written")

@@ -384,7 +384,7 @@ class Problem:
         groups = codes.ndim == given.ndim == 2 and self.inputs % max(1, len(given)) == 0
         rows = given.shape[:-1] if groups else codes.shape[:-2]
         if given.shape != (*rows, self.columns) or not given.size:
-            raise ValueError(f"scales: one a column is shape ({self.columns},), got {given.shape}")
+            raise ValueError(f"scales: must have shape {(*rows, self.columns)}, got {given.shape}")
         u = combine(codes, given)
         quadratic = np.einsum("st,st->t", u, plain.gram @ u)
         return plain.energy - 2 * np.einsum("st,st->t", u, plain.cross) + quadratic

@@ -220,12 +220,12 @@ def decision_order(matrix, inverse, first, energy_share, order):
         inverse[pending] -= np.outer(column[pending] / pivot[chosen], column)
 
 
-def sphere(lower, target, offset, cutoff, slack, free, limit, codes):
+def sphere(lower, target, offset, cutoff, slack, free, limit, still, moving, most, codes):
     """Recursive depth-first search, every row sum formed anew."""
     n = len(target)
     need = np.cumsum(np.concatenate([[offset], target * target]))[1:]
     bits = np.ones(n)
-    nodes, best = 0, np.inf
+    nodes, best, lowest = 0, np.inf, np.inf
 
     class Spent(Exception):
         pass
@@ -240,7 +240,7 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, codes):
         return above < 0.0 or p * p > above * q if free else 2.0 * p - q > above
 
     def visit(k, inner, square):
-        nonlocal nodes, best, cutoff
+        nonlocal nodes, best, cutoff, lowest
         if nodes == limit:
             raise Spent
         nodes += 1
@@ -262,6 +262,9 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, codes):
                 visit(k + 1, p, q)
                 continue
             loss = need[k] - gain(p, q)
+            if free:
+                square = min(most, 4.0 * (p / q) ** 2) if q > 2.0 * moving else most
+                lowest = min(lowest, loss - still - moving * square)
             if loss < best:
                 best = loss
                 cutoff = min(cutoff, loss + slack)
@@ -270,8 +273,8 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, codes):
     try:
         visit(0, 0.0, 0.0)
     except Spent:
-        return nodes, best, False
-    return nodes, best, True
+        return nodes, best, False, lowest
+    return nodes, best, True, lowest
 
 
 def estimate(lower, target, offset, cutoff, free, width, seed):

@@ -485,12 +485,12 @@ def test_what_are_no_codes_has_no_loss(codes, message):
 def test_scales_of_another_shape_give_no_loss():
     p = hs.Problem.from_arrays(X, W)
     codes = np.where(W < 0, -1, 1)
-    with pytest.raises(ValueError, match=r"scales: one a column is shape \(2,\), got \(1,\)"):
+    with pytest.raises(ValueError, match=r"scales: must have shape \(2,\), got \(1,\)"):
         p.loss(codes, [1.0])
     for wrong in (np.ones((3, 2)), np.ones((1, 1, 2)), np.ones((0, 2))):
-        with pytest.raises(ValueError, match="scales: one a column"):
+        with pytest.raises(ValueError, match="scales: must have shape"):
             p.loss(codes, wrong)
-    with pytest.raises(ValueError, match="scales: one a column"):
+    with pytest.raises(ValueError, match="scales: must have shape"):
         p.loss(np.stack([codes, codes]), [1.0, 2.0])
     np.testing.assert_array_equal(p.loss(codes, 2.0), p.loss(codes, [2.0, 2.0]))
     grouped = hs.Problem.from_arrays(X, W, scale_group=1)

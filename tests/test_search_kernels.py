@@ -380,10 +380,12 @@ def test_sphere_and_estimate(kind, size, seed, share, limit, width):
     for cutoff in (first, planted.offset + 0.5 * (first - planted.offset), planted.offset - 1.0):
         codes, twin = np.zeros((2, size), dtype=np.int8)
         shared = (planted.lower, planted.target, planted.offset, cutoff)
-        found = sphere.sphere(*shared, -1e-9 * column.size, free, limit, codes)
-        wanted = reference_search.sphere(*shared, -1e-9 * column.size, free, limit, twin)
+        more = (-1e-9 * column.size, free, limit, 1e-3 * column.size, 1e-3 * share, 5.0)
+        found = sphere.sphere(*shared, *more, codes)
+        wanted = reference_search.sphere(*shared, *more, twin)
         assert found[::2] == wanted[::2]
-        assert found[1] == pytest.approx(wanted[1], rel=1e-9, abs=1e-9 * column.size)
+        assert found[1::2] == pytest.approx(wanted[1::2], rel=1e-9, abs=1e-9 * column.size)
+        assert found[3] <= found[1] - 1e-3 * column.size or not free
         np.testing.assert_array_equal(codes, twin)
         found = estimate.estimate(*shared, free, width, seed)
         assert found == pytest.approx(
@@ -397,11 +399,12 @@ def test_a_complete_sphere_finds_the_optimum(kind, size):
     column = make_column(kind, size, 3 * size)
     planted = tree(column)
     codes = np.zeros(size, dtype=np.int8)
-    search = (planted.offset, 1e9, 0.0, column.free, 10**7, codes)
-    nodes, best, complete = sphere.sphere(planted.lower, planted.target, *search)
+    search = (planted.offset, 1e9, 0.0, column.free, 10**7, 0.0, 0.0, 1.0, codes)
+    nodes, best, complete, lowest = sphere.sphere(planted.lower, planted.target, *search)
     assert complete and nodes >= size
     every = losses(column, reference.all_codes(size).T)
     assert best == pytest.approx(every.min(), abs=1e-9 * column.size)
+    assert lowest == (best if column.free else np.inf)
     ordered = np.empty_like(codes)
     ordered[planted.order] = codes
     assert np.squeeze(losses(column, ordered)) == pytest.approx(best, abs=1e-9 * column.size)
@@ -416,7 +419,8 @@ def test_an_estimate_of_all_nodes_is_their_number(kind):
     codes = np.zeros(10, dtype=np.int8)
     shared = (planted.lower, planted.target, planted.offset, cutoff)
     size = estimate.estimate(*shared, column.free, 1024, 0)
-    nodes, _, complete = sphere.sphere(*shared, np.inf, column.free, 10**6, codes)
+    more = (np.inf, column.free, 10**6, 0.0, 0.0, 1.0)
+    nodes, _, complete, _ = sphere.sphere(*shared, *more, codes)
     assert complete and size == nodes > 10  # slack so large that the cutoff stays
 
 

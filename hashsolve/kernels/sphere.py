@@ -5,7 +5,7 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def sphere(lower, target, offset, cutoff, slack, free, limit, codes):
+def sphere(lower, target, offset, cutoff, slack, free, limit, still, moving, most, codes):
     """Search all codes whose loss ``offset + |target - scale * lower @ b|^2`` is below ``cutoff``.
 
     Level k decides ``b[k]``; rows 0..k of ``lower`` are then known, and what they leave at the best
@@ -22,11 +22,14 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, codes):
     lower : (n, n) lower triangle, positive diagonal; target : (n,)
     slack : may be negative (then codes that gain less are not looked for) or positive (rounding).
     limit : visit at most so many nodes.
+    still, moving : what rounding can do to the loss at a free scale α is still + α² moving.
+    most : no α² of codes worth finding is larger.
     codes : (n,) int8, overwritten by the best codes found, if any.
 
     Returns
     -------
-    (nodes visited, lowest loss reached or inf, whether the search is complete)
+    (nodes visited, lowest loss reached or inf, whether the search is complete, what the loss of no
+    codes reached is below whatever rounding did, or inf; at a fixed scale it is inf)
     """
     n = len(target)
     need = np.empty(n)  # what P^2 / Q must bring below the cutoff
@@ -43,12 +46,13 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, codes):
     other_inner = np.zeros(n)
     other_square = np.zeros(n)
     best = np.inf
+    lowest = np.inf
     nodes = 0
     k = 0
     while True:
         # A new node: decide b[k].
         if nodes == limit:
-            return nodes, best, False
+            return nodes, best, False, lowest
         nodes += 1
         row = prefix[k]
         for j in range(stale[k], k):
@@ -88,8 +92,13 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, codes):
                 loss = need[k]
                 if not free:
                     loss -= 2.0 * p - q
-                elif q > 0.0:
-                    loss -= p * p / q
+                else:
+                    if q > 0.0:
+                        loss -= p * p / q
+                    squared = most
+                    if q > 2.0 * moving:  # the scale is at most twice as large as it seems
+                        squared = min(most, 4.0 * (p / q) * (p / q))
+                    lowest = min(lowest, loss - still - moving * squared)
                 if loss < best:
                     best = loss
                     cutoff = min(cutoff, loss + slack)
@@ -100,7 +109,7 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, codes):
             while k >= 0 and not other[k]:
                 k -= 1
             if k < 0:
-                return nodes, best, True
+                return nodes, best, True, lowest
             other[k] = False
             bits[k] = -bits[k]
             stale[k + 1] = min(stale[k + 1], k)
