@@ -263,7 +263,7 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, still, moving, mos
                 continue
             loss = need[k] - gain(p, q)
             if free:
-                square = min(most, 4.0 * (p / q) ** 2) if q > 2.0 * moving else most
+                square = min(most, (p / (q - moving)) ** 2) if q > 2.0 * moving else most
                 lowest = min(lowest, loss - still - moving * square)
             if loss < best:
                 best = loss

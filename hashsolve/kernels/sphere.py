@@ -96,8 +96,8 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, still, moving, mos
                     if q > 0.0:
                         loss -= p * p / q
                     squared = most
-                    if q > 2.0 * moving:  # the scale is at most twice as large as it seems
-                        squared = min(most, 4.0 * (p / q) * (p / q))
+                    if q > 2.0 * moving:  # by so much q may be smaller than it seems
+                        squared = min(most, (p / (q - moving)) * (p / (q - moving)))
                     lowest = min(lowest, loss - still - moving * squared)
                 if loss < best:
                     best = loss
