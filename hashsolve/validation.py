@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 CONSTANT = 32 * np.finfo(float).eps
 """Share of a sum of squares that is rounding where the mean accounts for the rest."""
+IMPOSSIBLE = 1e6
+"""Times what an entry of the cross sums can be is no rounding."""
+LARGEST_RATIO = 1e120
+"""So much larger than the quadratic part may be what is not: the square is within float64."""
 
 
 def validated(problem: Problem) -> Fields:
@@ -110,27 +114,48 @@ def _check_sums(gram: np.ndarray, cross: np.ndarray, energy: np.ndarray, name: s
     dead = diagonal == 0
     if gram[dead].any():
         raise ValueError(f"{at}gram: zero on the diagonal but not in its row: not a Gram matrix")
-    # Cauchy-Schwarz, with room for diagonal entries that underflowed
-    pull = np.abs(cross[dead]).max(axis=0, initial=0.0)
-    if (pull > 1e-9 * np.sqrt(diagonal.max()) * np.sqrt(np.abs(energy))).any():
+    # Cauchy-Schwarz: c_i² <= H_ii e; with room for diagonal entries that underflowed
+    root = np.sqrt(np.abs(energy))
+    room = 1e-9 * np.sqrt(diagonal.max()) * root
+    if (np.abs(cross[dead]).max(axis=0, initial=0.0) > room).any():
         raise ValueError(f"{at}cross: not zero for an input whose gram diagonal is zero")
     if (energy < 0).any():
         raise ValueError(f"{at}energy: negative at {int(np.argmin(energy))}")
     if not energy.any():
         raise ValueError(f"{at}energy: all zero: the targets (outputs) are zero on all rows")
     in_range("gram", name, 1.0, float(diagonal.max()))
+    for t in range(len(energy)):  # what is less wrong gives losses below zero, which are refused
+        excess = np.abs(cross[:, t]) > room[t] + IMPOSSIBLE * np.sqrt(diagonal) * root[t]
+        if root[t] and excess.any():
+            i = int(np.argmax(excess))
+            raise ValueError(
+                f"{at}cross: {cross[i, t]:.3g} at ({i}, {t}), with gram diagonal {diagonal[i]:.3g} "
+                f"and energy {energy[t]:.3g}: no inputs and targets have such sums (their product "
+                "is at least its square); all three are to be sums over the same rows"
+            )
 
 
 def _check_range(fields: Fields, at: str) -> None:
-    """Refuse a quadratic programme whose loss could overflow."""
-    scale = fields["fixed_scales"].max()
-    with np.errstate(over="ignore"):
-        size = scale * scale * np.abs(fields["gram"]).sum() + np.abs(fields["energy"]).max()
-        size += 2 * scale * np.abs(fields["cross"]).sum(axis=0).max()
+    """Refuse a quadratic programme whose loss could overflow, in its own units or in those of its
+    quadratic part at its scales."""
+    scale, gram = fields["fixed_scales"], np.abs(fields["gram"])
+    pull = np.abs(fields["cross"])
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        size = scale.max() * scale.max() * gram.sum() + np.abs(fields["energy"]).max()
+        size += 2 * scale.max() * pull.sum(axis=0).max()
+        rest = np.maximum(scale * pull.max(axis=0), np.abs(fields["energy"]))
+        ratio = rest / scale / scale / (gram.max() or 1.0)
     if not size < 1e300:
         raise ValueError(
             f"{at}gram, cross: the loss can reach {size:.3g}, which leaves the range of float64; "
             "divide both by a power of two"
+        )
+    if not (ratio <= LARGEST_RATIO).all():
+        t = int(np.argmin(ratio <= LARGEST_RATIO))
+        raise ValueError(
+            f"{at}cross, energy: column {t}: {ratio[t]:.3g} times as large as the quadratic part "
+            "at its fixed scale, which is lost to rounding beside them; mend the scale, or leave "
+            "the quadratic part out"
         )
 
 

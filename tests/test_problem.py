@@ -300,6 +300,11 @@ def test_unusable_targets_are_named(arguments, message):
         ({"cross": [[np.inf], [0]]}, r"cross: inf at \(0, 0\)"),
         ({"energy": [1, 2]}, r"energy: must have shape \(1,\), got \(2,\)"),
         ({"gram": [[1, 0], [0, 0]]}, r"cross: not zero for an input whose gram diagonal is zero"),
+        (
+            {"cross": [[0], [1e60]]},
+            r"cross: 1e\+60 at \(1, 0\), with gram diagonal .* no inputs and",
+        ),
+        ({"gram": 1e-200 * H}, r"cross: .* no inputs and targets have such sums"),
         ({"energy": [-1]}, r"energy: negative at 0"),
         ({"energy": [0]}, r"energy: all zero"),
         ({"energy": ["a"]}, r"energy: dtype <U1"),
@@ -330,6 +335,9 @@ def test_unusable_sums_are_named(sums, message):
         ((H, [1, 2, 3]), r"cross: must be \(S, T\) with S = 2"),
         ((H, [1, np.inf]), r"linear \(c\): inf at \(1,\)"),
         ((H, "ab"), r"linear \(c\): dtype <U2"),
+        ((1e-200 * H, [0, 1e150]), r"cross, energy: column 0: inf times as large as the quadratic"),
+        ((H, [[0, 1], [0, 1e200]]), r"cross, energy: column 1: 1e\+200 times as large as the quad"),
+        ((1e300 * H, [0, 1]), r"gram, cross: the loss can reach"),
     ],
 )
 def test_unusable_quadratics_are_named(arguments, message):
