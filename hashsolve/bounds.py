@@ -122,6 +122,7 @@ def dual_diagonals(
             instance.free,
             tolerance,
             MAX_STEPS,
+            stop=lambda: control.stop,
         )
 
     control.each(improve, len(diagonals))

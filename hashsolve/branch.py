@@ -31,6 +31,7 @@ from hashsolve.dual import (
 from hashsolve.kernels.estimate import estimate
 from hashsolve.kernels.order import decision_order
 from hashsolve.kernels.sphere import sphere
+from hashsolve.kernels.twofold import fixed_loss, precise
 from hashsolve.problem import cancelling
 
 Array = NDArray[np.float64]
@@ -82,18 +83,17 @@ def out_of_reach(search: Search, node_budget: int) -> bool:
     return search.work + SPLIT_NODES * (len(search.open_bound) // 2) > node_budget
 
 
-def cancels(gram: Array, codes: Codes) -> bool:
+def cancels(gram: Array, cross: Array, codes: Codes) -> bool:
     """Whether bᵀHb counts as 0, so that codes are passed over."""
-    bits = codes.astype(np.float64)
-    return bool(bits @ gram @ bits <= cancelling(gram))
+    return bool(precise(gram, cross, codes.astype(np.float64))[1] <= cancelling(gram))
 
 
 def column_loss(gram: Array, cross: Array, energy: float, codes: Codes, free: bool) -> float:
     """The loss of one column, at its best scale where the scale is free."""
     bits = codes.astype(np.float64)
-    p, q = cross @ bits, bits @ gram @ bits
     if not free:
-        return float(energy - 2.0 * p + q)
+        return float(fixed_loss(gram, cross, energy, bits))
+    p, q = precise(gram, cross, bits)
     return float(energy - p * p / q) if q > cancelling(gram) else float(energy)
 
 
@@ -225,7 +225,7 @@ def _subproblem(
     if bound >= loss - margin:
         return done
     if len(unfixed) == 0:
-        if free and cancels(gram, fixed):
+        if free and cancels(gram, cross, fixed):
             return done._replace(passed=bound)
         return done._replace(codes=fixed)
     small_gram, small_cross, small_energy = contract(gram, cross, energy, fixed, free)
@@ -239,7 +239,11 @@ def _subproblem(
     own_bounds, found = certified_bounds(
         small_gram, small_cross[None], np.array([small_energy]), found, inherited, free
     )
-    bound = max(bound, float(own_bounds[0]))
+    # those are of the smaller problem's sums, which were rounded in being formed
+    gram_size = float(np.abs(gram).sum())
+    size = abs(energy) + (0.0 if free else 2.0 * float(np.abs(cross).sum()))
+    forming = _relative(inputs) * (size + squared_scale * gram_size)
+    bound = max(bound, float(own_bounds[0]) - forming)
     if bound >= loss - margin:
         return done
 
@@ -248,9 +252,10 @@ def _subproblem(
     def search(tree: _Tree, limit: int) -> bool:
         """Whether the tree was searched completely; keeps the best codes met."""
         nonlocal nodes, better, loss, passed
-        rounding = _rounding(gram, small_gram, small_energy, tree.diagonal, squared_scale, free)
-        still = _rounding(gram, small_gram, small_energy, tree.diagonal, 0.0, free)
-        moving = _rounding(gram, small_gram, 0.0, tree.diagonal, 1.0, free)
+        explained = float(tree.target @ tree.target)
+        terms = size if free else size + abs(small_energy) + explained
+        still, moving = _rounding(inputs, terms, gram_size, small_gram, tree.diagonal, free)
+        rounding = still + squared_scale * moving
         codes = np.zeros(len(found), dtype=np.int8)
         visited, reached, complete, lowest = sphere(
             tree.lower,
@@ -260,7 +265,7 @@ def _subproblem(
             rounding - margin,
             free,
             limit,
-            still,
+            still if free else rounding,
             moving,
             squared_scale,
             codes,
@@ -274,8 +279,8 @@ def _subproblem(
             met_loss = column_loss(gram, cross, energy, met, free)
             if met_loss < loss:
                 better, loss = met, met_loss
-            if free:  # codes reached may be passed over; what they cut off is not below them
-                passed = min(passed, lowest, reached - margin)
+            # codes reached may be passed over; what they cut off is not below them
+            passed = min(passed, lowest, reached - margin)
         return complete
 
     tree = _plant(*problem, found, free, ENERGY_SHARES[0])
@@ -341,19 +346,24 @@ def _plant(
     return _Tree(lower, np.ascontiguousarray(target[::-1]), float(offset), order, diagonal)
 
 
-def _rounding(
-    gram: Array, small_gram: Array, energy: float, diagonal: Array, squared_scale: float, free: bool
-) -> float:
-    """What rounding may add to the loss of any codes in a tree, at any scale worth looking at.
+def _relative(inputs: int) -> float:
+    """What rounding may do to sums over so many inputs, relative to their terms."""
+    return 16 * (inputs + 4) * UNIT_ROUNDOFF
 
-    With (sum_j sqrt(M_jj))^2 >= b'|L||L'|b for the factor L of M, as in the usual error analysis of
+
+def _rounding(
+    inputs: int, terms: float, gram_size: float, small_gram: Array, diagonal: Array, free: bool
+) -> tuple[float, float]:
+    """(still, moving): what rounding may add to the loss of any codes in a tree, at a scale α, is
+    still + α² moving.
+
+    ``terms`` is how large what does not depend on α is, ``gram_size`` = Σ|H|. With
+    (sum_j sqrt(M_jj))^2 >= b'|L||L'|b for the factor L of M, as in the usual error analysis of
     the factorisation and of the row sums. A diagonal whose sum is not zero costs that much more.
     """
-    size = np.sqrt(np.abs(np.diag(gram))).sum()
-    size += np.sqrt(np.abs(np.diag(small_gram)) + np.abs(diagonal)).sum()
-    relative = 16 * (len(gram) + 4) * UNIT_ROUNDOFF
-    rounding = relative * (abs(energy) + squared_scale * size**2)
-    return float(rounding + (squared_scale * max(diagonal.sum(), 0.0) if free else 0.0))
+    size = np.sqrt(gram_size) + np.sqrt(np.abs(np.diag(small_gram)) + np.abs(diagonal)).sum()
+    moving = _relative(inputs) * size**2 + (max(diagonal.sum(), 0.0) if free else 0.0)
+    return _relative(inputs) * terms, float(moving)
 
 
 def contract(

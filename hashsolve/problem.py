@@ -11,6 +11,7 @@ import numpy as np
 
 from hashsolve import checks
 from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
+from hashsolve.kernels.twofold import about_means
 from hashsolve.packing import combine
 from hashsolve.suggest import did_you_mean
 from hashsolve.sums import Sums, in_range, sum_arrays
@@ -272,11 +273,16 @@ class Problem:
         """The problem whose loss is this one's at the best intercepts: sums less their means."""
         if not self.intercept:
             return self
-        assert self.input_sum is not None and self.target_sum is not None
-        mean = self.input_sum / self.row_weight
-        gram = self.gram - np.outer(self.input_sum, self.input_sum) / self.row_weight
-        cross = self.cross - np.outer(mean, self.target_sum)
-        energy = self.energy - self.target_sum**2 / self.row_weight
+        assert self.input_sum is not None and self.target_sum is not None and self.row_weight
+        # sums of a total weight between 1/2 and 2, so that no product of two leaves the range
+        half = int(np.frexp(self.row_weight)[1]) // 2
+        weight = np.ldexp(self.row_weight, -2 * half)
+        inputs, targets = (np.ldexp(s, -half) for s in (self.input_sum, self.target_sum))
+        gram, cross, energy = self.gram.copy(), self.cross.copy(), self.energy.copy()
+        about_means(gram, inputs, inputs, weight)
+        about_means(cross, inputs, targets, weight)
+        for t in range(self.columns):
+            about_means(energy[t : t + 1, None], targets[t : t + 1], targets[t : t + 1], weight)
         # inputs and targets that are constant leave rounding: that is zero
         size = np.abs(np.diagonal(self.gram))
         constant = (size > 0) & (np.abs(np.diagonal(gram)) <= CONSTANT * size)
@@ -294,8 +300,8 @@ class Problem:
         )
 
     def centring_error(self, weight: np.ndarray) -> np.ndarray:
-        """What rounding in `centred` can do to the loss of weights (S, T), (T,): it takes means
-        from sums that may be far larger than what is left."""
+        """What rounding of the sums can do to the loss of weights (S, T) about the means, (T,):
+        these are what is left of sums that may be far larger."""
         if not self.intercept:
             return np.zeros(self.columns)
         assert self.input_sum is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -186,6 +187,18 @@ def precise(gram, cross, bits):
     return math.fsum(bits * cross), math.fsum((np.outer(bits, bits) * gram).ravel())
 
 
+def fixed_loss(gram, cross, energy, bits):
+    """The loss at scale 1, rounded once."""
+    return math.fsum([energy, *(-2.0 * bits * cross), *(np.outer(bits, bits) * gram).ravel()])
+
+
+def about_means(total, first, second, weight):
+    """Every entry in exact fractions, rounded once."""
+    for i, j in np.ndindex(total.shape):
+        mean = Fraction(first[i]) * Fraction(second[j]) / Fraction(weight)
+        total[i, j] = float(Fraction(total[i, j]) - mean)
+
+
 def gray(gram, cross, energy, free, begin, end, best, lowest, codes):
     """Codes in Gray-code order, every sum rounded once. Those whose q is no more than 1e-12 trace H
     are passed over, and only count for the lowest loss; all are summed once."""
@@ -195,7 +208,7 @@ def gray(gram, cross, energy, free, begin, end, best, lowest, codes):
     for bits in 1 - 2 * flipped:
         p, q = precise(gram, cross, bits)
         if not free:
-            loss = energy - 2.0 * p + q
+            loss = fixed_loss(gram, cross, energy, bits)
         elif q > 0.0:
             loss = energy - p * p / q
         else:
@@ -265,6 +278,8 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, still, moving, mos
             if free:
                 square = min(most, (p / (q - moving)) ** 2) if q > 2.0 * moving else most
                 lowest = min(lowest, loss - still - moving * square)
+            else:
+                lowest = min(lowest, max(loss, best) - still)
             if loss < best:
                 best = loss
                 cutoff = min(cutoff, loss + slack)

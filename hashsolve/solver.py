@@ -18,7 +18,7 @@ from hashsolve.methods import METHODS, Method
 from hashsolve.methods.outcome import Outcome
 from hashsolve.methods.restarts import better, restarted
 from hashsolve.problem import Problem
-from hashsolve.solution import Solution, Status, Sweep, proven, sound_bound
+from hashsolve.solution import OPTIMAL_TOLERANCE, Solution, Status, Sweep, proven, sound_bound
 from hashsolve.state import State
 from hashsolve.threads import one_blas_thread
 from hashsolve.variants import solve_variant
@@ -169,12 +169,15 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
     size = outcome.scales**2 * sum(np.abs(row).sum() for row in instance.gram)
     size += outcome.scales * np.abs(instance.cross).sum(axis=1)
     noise = 1e-11 * np.abs(instance.energy) + 1e-13 * size
-    computed = loss.copy()
-    if instance.free:
-        loss[(loss < 0) & (loss > -noise)] = 0.0  # more would show inconsistent sums
     bound, bound_name = outcome.bound, outcome.bound_name
     if bound is None:
         bound, bound_name = cheap_bounds(instance, control)
+    computed = loss.copy()
+    if instance.free:
+        loss[(loss < 0) & (loss > -noise)] = 0.0  # more would show inconsistent sums
+    else:
+        decisive = np.flatnonzero(loss - bound <= OPTIMAL_TOLERANCE * np.abs(loss) + 10 * noise)
+        loss[decisive] = state.fixed_loss(decisive)
     if (bound > np.maximum(loss, 0.0 if instance.free else -np.inf) + noise).any():
         t = int(np.argmax(bound - loss - noise))
         raise RuntimeError(

@@ -7,6 +7,7 @@ import numpy as np
 from hashsolve.control import Control
 from hashsolve.instance import Instance
 from hashsolve.kernels.products import correlations, products
+from hashsolve.kernels.twofold import fixed_loss
 from hashsolve.problem import cancelling
 
 
@@ -51,3 +52,13 @@ class State:
     def loss(self, scales: np.ndarray) -> np.ndarray:
         """e − 2α cᵀb + α² bᵀHb of each column."""
         return self.instance.energy - 2 * scales * self.p + scales**2 * self.q
+
+    def fixed_loss(self, columns: np.ndarray) -> np.ndarray:
+        """The loss of some columns at a fixed scale, rounded once: its terms may be far larger."""
+        one = self.instance
+        return np.array(
+            [
+                fixed_loss(one.gram, one.cross[t], one.energy[t], self.codes[t].astype(float))
+                for t in columns
+            ]
+        )

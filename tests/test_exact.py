@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from fractions import Fraction
 
 import h5py
 import numpy as np
@@ -238,6 +239,53 @@ def test_optimal_is_never_said_of_less(noise):
     s = hs.solve(hs.Problem.from_arrays(x, target=x.T @ b + 0.001 * rng.normal(size=(60, 1))))
     assert (s.lower_bound <= s.loss).all()
     assert s.status is not hs.Status.OPTIMAL or s.optimal.all()
+
+
+@pytest.mark.parametrize("method", ["exact", "auto", "dcc"])
+@pytest.mark.parametrize("size, unit, large, seed", [(20, 2**15, 10**11, 5), (12, 2**8, 10**13, 7)])
+def test_terms_far_larger_than_the_loss(size, unit, large, seed, method):
+    """A fixed scale, all entries exact: losses are right to the last digit, bounds below them."""
+    rng = np.random.default_rng(seed)
+    half = np.rint(rng.normal(size=(size, size)) * unit).astype(np.int64)
+    quadratic = half + half.T + large * unit
+    linear = np.rint(rng.normal(size=size) * unit).astype(np.int64)
+    p = hs.Problem.from_quadratic(quadratic / unit, linear / unit)
+    assert (p.gram * unit == quadratic).all()
+    codes = all_codes(size).T.astype(np.int64)
+    least = min(
+        int((((part @ quadratic) * part).sum(1) - 2 * (part @ linear)).min())
+        for part in np.array_split(codes, max(1, len(codes) // 2**14))
+    )
+    s = hs.solve(p, method, "fast")
+    b = s.codes[:, 0].astype(np.int64)
+    own = int(b @ quadratic @ b - 2 * (b @ linear))
+    assert s.lower_bound[0] <= least / unit
+    assert method == "dcc" or s.loss[0] == own / unit == least / unit
+    assert not s.optimal[0] or own == least
+
+
+@pytest.mark.parametrize("seed", [26, 31, 37])
+def test_rounding_counts_where_nothing_is_left_to_search(seed, branching, monkeypatch):
+    """Every code fixed in turn, as where no diagonal can be proven, of inputs that all but
+    cancel."""
+    monkeypatch.setattr(branch, "_plant", lambda *_: None)
+    rng = np.random.default_rng(seed)
+    size = int(rng.choice([3, 4, 5]))
+    x = rng.normal(size=(size, size + 2))
+    x -= x.mean(0)
+    x += 10.0 ** rng.uniform(-6, -4.5) * rng.normal(size=x.shape)
+    total = x.sum(0)
+    target = total / np.linalg.norm(total) + 0.5 * rng.normal(size=size + 2)
+    p = hs.Problem.from_arrays(x, target=target[:, None])
+    gram = [[Fraction(v) for v in row] for row in p.gram.tolist()]
+    least = np.inf
+    for b in all_codes(size).T.tolist():
+        q = sum(b[i] * b[j] * gram[i][j] for i in range(size) for j in range(size))
+        pull = sum(b[i] * Fraction(float(p.cross[i, 0])) for i in range(size))
+        least = min(least, float(Fraction(float(p.energy[0])) - pull**2 / q))
+    s = hs.solve(p, "exact", "fast")
+    assert s.bound_name == "branch and bound"
+    assert s.lower_bound[0] <= least + 1e-9 * p.energy[0]
 
 
 # threads, budgets

@@ -222,7 +222,9 @@ def test_no_column_ends_above_its_start(method, case, seed, given_start):
 def test_result_is_a_fixpoint(method, p, effort):
     """No bit alone, at its scale or (where promised) with the scale set anew, lowers the loss."""
     s = hs.solve(p, method, effort)
-    assert s.status in (hs.Status.FIXPOINT, hs.Status.OPTIMAL)
+    # rounding of the sums may give codes that all but cancel a loss below zero: no proof then
+    cancelled = p.free_scale and (s.lower_bound < 0).any()
+    assert s.status in (hs.Status.FIXPOINT, hs.Status.OPTIMAL) or cancelled
 
     def slack(scales):  # large scales: bᵀHb cancels, and the solver's own sums have fewer digits
         size = np.maximum(s.scales, np.abs(scales)) ** 2 * np.abs(p.gram).sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -85,6 +86,31 @@ def test_intercept_takes_a_shift_away():
     np.testing.assert_array_equal(shifted.codes, plain.codes)
     np.testing.assert_allclose(shifted.loss, plain.loss, rtol=1e-9)
     np.testing.assert_allclose(shifted.intercept, plain.intercept + shift, rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_sums_about_large_means(seed):
+    """Whole numbers, so that the sums are exact; what is left about the means is a millionth of
+    them, and of that codes that cancel leave a millionth again."""
+    rng = np.random.default_rng(seed)
+    rows = 7
+    x = rng.integers(-(10**6), 10**6, rows) + 26 * 10**6
+    inputs = np.stack([x, x - rng.integers(5, 10) * 10**5 + rng.integers(-3, 4, rows)])
+    target = rng.integers(-(5 * 10**5), 5 * 10**5, rows)
+    p = hs.Problem.from_arrays(inputs, target=target[:, None], intercept=True)
+    least = {}
+    for codes in ((1, 1), (1, -1)):
+        u = [Fraction(int(v)) for v in np.array(codes) @ inputs]
+        y = [Fraction(int(v)) for v in target]
+        u, y = ([v - sum(values) / rows for v in values] for values in (u, y))
+        q = sum(v * v for v in u)
+        p_y = sum(v * w for v, w in zip(u, y, strict=True))
+        least[codes] = float(sum(v * v for v in y) - (p_y**2 / q if q else 0))
+    s = hs.solve(p, "exact")
+    best = min(least.values())
+    assert s.lower_bound[0] <= best * (1 + 1e-9)
+    assert not s.optimal[0] or s.loss[0] <= best * (1 + 1e-6)
+    assert least[tuple(s.codes[:, 0] * s.codes[0, 0])] == pytest.approx(s.loss[0], rel=1e-3)
 
 
 def test_constant_inputs_and_targets_are_nothing_beside_an_intercept():

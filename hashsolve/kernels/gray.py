@@ -3,27 +3,7 @@
 import numpy as np
 from numba import njit
 
-
-@njit(cache=True, nogil=True)
-def _add(high, low, term):
-    """high + low + term, the rounding of the sum kept in low (Knuth's two-sum)."""
-    total = high + term
-    part = total - high
-    return total, low + ((high - (total - part)) + (term - part))
-
-
-@njit(cache=True, nogil=True)
-def precise(gram, cross, bits):
-    """p = cross · bits and q = bits · gram · bits to some 30 digits of their terms, rounded."""
-    p = 0.0
-    p_low = 0.0
-    q = 0.0
-    q_low = 0.0
-    for i in range(len(bits)):
-        p, p_low = _add(p, p_low, bits[i] * cross[i])
-        for j in range(len(bits)):
-            q, q_low = _add(q, q_low, bits[i] * bits[j] * gram[i, j])
-    return p + p_low, q + q_low
+from hashsolve.kernels.twofold import fixed_loss, precise
 
 
 @njit(cache=True, nogil=True)
@@ -112,9 +92,8 @@ def gray(gram, cross, energy, free, begin, end, best, lowest, codes):
             if loss - 2.0 * p_error - q_error >= lowest:
                 continue
             again += 1
-            p_now, q_now = precise(gram, cross, bits)
-            loss = energy - 2.0 * p_now + q_now
-            rounding = 1e-15 * (abs(energy) + 2.0 * abs(p_now) + abs(q_now))
+            loss = fixed_loss(gram, cross, energy, bits)
+            rounding = 1e-15 * abs(loss) + 1e-26 * (abs(energy) + 2.0 * p_size + q_size)
             lowest = min(lowest, loss - rounding)
         if loss < best:
             best = loss

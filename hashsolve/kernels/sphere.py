@@ -22,14 +22,15 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, still, moving, mos
     lower : (n, n) lower triangle, positive diagonal; target : (n,)
     slack : may be negative (then codes that gain less are not looked for) or positive (rounding).
     limit : visit at most so many nodes.
-    still, moving : what rounding can do to the loss at a free scale α is still + α² moving.
+    still, moving : what rounding can do to the loss at a free scale α is still + α² moving; at a
+        fixed scale it is still.
     most : no α² of codes worth finding is larger.
     codes : (n,) int8, overwritten by the best codes found, if any.
 
     Returns
     -------
     (nodes visited, lowest loss reached or inf, whether the search is complete, what the loss of no
-    codes reached is below whatever rounding did, or inf; at a fixed scale it is inf)
+    codes reached is below whatever rounding did, or inf; at a fixed scale, of none but the best)
     """
     n = len(target)
     need = np.empty(n)  # what P^2 / Q must bring below the cutoff
@@ -92,6 +93,7 @@ def sphere(lower, target, offset, cutoff, slack, free, limit, still, moving, mos
                 loss = need[k]
                 if not free:
                     loss -= 2.0 * p - q
+                    lowest = min(lowest, max(loss, best) - still)
                 else:
                     if q > 0.0:
                         loss -= p * p / q

@@ -62,10 +62,10 @@ def enumerate_codes(instance: Instance, start: np.ndarray, control: Control) -> 
     bound = np.maximum(bound, 0.0) if instance.free else bound
     if not instance.free:
         # a programme's loss may be zero, and then has no size of its own to measure rounding by
-        state = State(instance, last.codes, control)
-        loss = state.loss(state.scales)
+        loss = State(instance, last.codes, control).fixed_loss(np.arange(len(codes)))
         size = 2 * np.abs(instance.cross).sum(axis=1) + np.abs(instance.gram).sum()
-        bound = np.where(loss - bound <= 1e-11 * size, loss, bound)
+        rounding = 4e-15 * np.abs(loss) + 4e-26 * (np.abs(instance.energy) + size)
+        bound = np.where(loss - bound <= rounding, loss, bound)
     left = open_columns(instance, last, bound, control)
     status = control.stop or Status.UNPROVABLE if len(left) else Status.OPTIMAL
     return last._replace(status=status, bound=bound, bound_name="enumeration")

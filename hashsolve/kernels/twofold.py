@@ -1,0 +1,68 @@
+"""Sums and products in twice the precision: what rounding lost is kept beside them."""
+
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def _add(high, low, term):
+    """high + low + term, the rounding of the sum kept in low (Knuth's two-sum)."""
+    total = high + term
+    part = total - high
+    return total, low + ((high - (total - part)) + (term - part))
+
+
+@njit(cache=True, nogil=True)
+def _halves(value):
+    """Two numbers of 26 bits each, whose products are exact (Veltkamp)."""
+    large = 134217729.0 * value
+    high = large - (large - value)
+    return high, value - high
+
+
+@njit(cache=True, nogil=True)
+def _multiply(a, b):
+    """a · b and its rounding (Dekker)."""
+    product = a * b
+    a_high, a_low = _halves(a)
+    b_high, b_low = _halves(b)
+    rest = ((a_high * b_high - product) + a_high * b_low) + a_low * b_high
+    return product, rest + a_low * b_low
+
+
+@njit(cache=True, nogil=True)
+def precise(gram, cross, bits):
+    """p = cross · bits and q = bits · gram · bits to some 30 digits of their terms, rounded."""
+    p = 0.0
+    p_low = 0.0
+    q = 0.0
+    q_low = 0.0
+    for i in range(len(bits)):
+        p, p_low = _add(p, p_low, bits[i] * cross[i])
+        for j in range(len(bits)):
+            q, q_low = _add(q, q_low, bits[i] * bits[j] * gram[i, j])
+    return p + p_low, q + q_low
+
+
+@njit(cache=True, nogil=True)
+def fixed_loss(gram, cross, energy, bits):
+    """energy − 2 cross · bits + bits · gram · bits to some 30 digits of its terms, rounded."""
+    loss = energy
+    low = 0.0
+    for i in range(len(bits)):
+        loss, low = _add(loss, low, -2.0 * bits[i] * cross[i])
+        for j in range(len(bits)):
+            loss, low = _add(loss, low, bits[i] * bits[j] * gram[i, j])
+    return loss + low
+
+
+@njit(cache=True, nogil=True)
+def about_means(total, first, second, weight):
+    """total[i, j] −= first[i] second[j] / weight, however little is left of it, rounded once."""
+    for i in range(total.shape[0]):
+        for j in range(total.shape[1]):
+            product, product_low = _multiply(first[i], second[j])
+            mean = product / weight
+            back, back_low = _multiply(mean, weight)
+            mean_low = ((product - back) - back_low + product_low) / weight
+            high, low = _add(total[i, j], -mean_low, -mean)
+            total[i, j] = high + low
