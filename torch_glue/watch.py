@@ -37,6 +37,9 @@ _SAME = {  # the same values in the same order, perhaps in another shape
     "feature_alpha_dropout",
     "contiguous",
     "clone",
+    "to",
+    "float",
+    "double",
     "view",
     "reshape",
     "flatten",
@@ -207,11 +210,18 @@ class Watch(TorchFunctionMode):
         if name in _MULTIPLICATIONS:
             given: Any = next(iter((*args[1:], *kwargs.values())), None)
             number = isinstance(given, Real)
-            if not (number or isinstance(given, nn.Parameter)) or result.shape != shape:
+            # a view of a parameter is one too
+            known = any(
+                isinstance(one, nn.Parameter) for one in (given, getattr(given, "_base", 0))
+            )
+            if not (number or known) or result.shape != shape:
                 return None
             factor = torch.tensor(float(given), dtype=torch.float64) if number else given
             undo = lambda v: divided(v, factor)  # noqa: E731
-        elif name in _SAME and result.numel() == args[0].numel():
+        elif name in _SAME and (result.numel(), result.is_floating_point()) == (
+            args[0].numel(),
+            True,
+        ):
             if result is args[0]:
                 return path
             undo = lambda v: v.reshape(shape)  # noqa: E731

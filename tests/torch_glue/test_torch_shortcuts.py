@@ -163,6 +163,10 @@ class Plain(nn.Module):
             return torch.add(y, x, alpha=0.5)
         if self.how == "scaled":
             return x + self.gain * self.drop(y)
+        if self.how == "seen":  # layer scale as it is often written
+            return x.double() + (self.gain.view(1, -1) * y).float().to(torch.float64)
+        if self.how == "whole":
+            return x + y.to(torch.int64)
         if self.how == "a tenth":
             return x + 0.1 * self.drop(y) * 1
         if self.how == "by keyword":
@@ -175,19 +179,21 @@ class Plain(nn.Module):
         return x + self.drop(y)
 
 
-@pytest.mark.parametrize("how", ["of itself", "broadcast", "both twice", "bent", "half"])
+@pytest.mark.parametrize("how", ["of itself", "broadcast", "both twice", "bent", "half", "whole"])
 def test_what_is_no_shortcut_of_the_layer(how):
     layers = TorchNetwork(Plain(how)).layers(torch.randn(5, 4))
     assert [layer.shortcut for layer in layers] == [None, None]
 
 
-@pytest.mark.parametrize("how", ["plain", "scaled", "a tenth", "by keyword", "nothing", "turned"])
+@pytest.mark.parametrize(
+    "how", ["plain", "scaled", "seen", "a tenth", "by keyword", "nothing", "turned"]
+)
 def test_steps_in_between_are_undone(how):
     model, x = Plain(how).eval(), torch.randn(5, 4)
     network = TorchNetwork(model)
     assert [layer.shortcut for layer in network.layers(x)] == [None, "added"]
     wanted = model.first(x).detach().numpy()
-    if how == "scaled":  # through a factor of zero nothing can be made up
+    if how in ("scaled", "seen"):  # through a factor of zero nothing can be made up
         wanted = wanted * np.array([2.0, -0.5, 1.0, 0.0])
     elif how in ("a tenth", "by keyword", "nothing"):
         wanted = wanted * (0 if how == "nothing" else 10)
