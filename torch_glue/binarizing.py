@@ -38,7 +38,7 @@ def binarize(
     images : tensor, array, data set, or iterable of batches
         Calibration data: no labels are used. Batches must be the same each time it is gone
         through (a loader that shuffles is refused); of (images, labels) the first is taken.
-        A batch may also be a mapping of keyword arguments.
+        A batch may also be a mapping of keyword arguments, or (mapping, labels).
     run_dir : path
         The run folder; an interrupted run in it is taken up where it was.
     skip : iterable of str

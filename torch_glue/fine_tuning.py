@@ -131,6 +131,7 @@ def finetune(
     teacher: nn.Module | None = None,
     distillation: float = 0.5,
     temperature: float = 1.0,
+    class_axis: int | None = None,
     freeze_batchnorm: bool = False,
     recalibrate: Tensor | Iterable[Any] | None = None,
     shares: Sequence[float] = (1.0,),
@@ -169,9 +170,11 @@ def finetune(
         such as one that averages them over views of an image.
     distillation : float
         Share of the loss that is KL(teacher ‖ student) of the softmax outputs, times
-        temperature² (Hinton et al., arXiv:1503.02531), where there is a teacher. Classes lie on
-        axis 1, as cross-entropy takes them; with a ``loss`` of your own, on the last.
+        temperature² (Hinton et al., arXiv:1503.02531), where there is a teacher.
     temperature : float
+    class_axis : int, optional
+        Of the outputs, which distillation compares along it: 1 by default, as cross-entropy takes
+        them. To be said with a ``loss`` of your own and outputs of more than two axes.
     freeze_batchnorm : bool
         Normalise by running statistics, which stay.
     recalibrate : tensor or batches, optional
@@ -236,6 +239,8 @@ def finetune(
     """
     epochs, seed = checks.whole(epochs, "epochs", 1), checks.whole(seed, "seed", 0)
     checks.choice(keep, "keep", ("best", "last"))
+    if class_axis is not None and not isinstance(class_axis, int):
+        raise ValueError(f"class_axis: must be a whole number, got {class_axis!r}")
     lr = checks.number(lr, "lr")
     scale_lr = lr / 10 if scale_lr is None else checks.number(scale_lr, "scale_lr")
     other_lr = lr / 10 if other_lr is None else checks.number(other_lr, "other_lr")
@@ -266,6 +271,8 @@ def finetune(
     for group in stepper.param_groups:
         group["peak"] = group["lr"]
     criterion = loss or cross_entropy
+    if loss is None and class_axis is None:
+        class_axis = 1
 
     def judge() -> tuple[float, dict[str, float]]:
         with evaluating(model):
@@ -278,8 +285,7 @@ def finetune(
         value = loss_of(criterion, outputs, batch)
         if teacher is None or not distillation:
             return value
-        wanted, classes = run_teacher(teacher, batch), 1 if loss is None else -1
-        apart = distance(outputs, wanted, temperature, classes)
+        apart = distance(outputs, run_teacher(teacher, batch), temperature, class_axis)
         return (1 - distillation) * value + distillation * apart
 
     given = [option is not None for option in (teacher, loss, evaluate, recalibrate)]
@@ -287,6 +293,7 @@ def finetune(
         [epochs, per_epoch, *rates.values(), weight_decay, warmup, distillation, temperature]
         + [freeze_batchnorm, shares, keep, seed, given, optimizer_settings(stepper)]
         + ([hardening] if hardening else [])
+        + ([["class_axis", class_axis]] if class_axis not in (None, 1) else [])
         + [[name, str(p.shape)] for name, p in model.named_parameters()]
         + [None if teacher is None else state_digest(teacher.state_dict())]
     )

@@ -51,7 +51,8 @@ class TorchNetwork:
     model : torch.nn.Module
     forward : callable, optional
         Runs a batch: ``forward(model, batch)``. By default a tensor is passed as it is, of a list
-        or tuple (images, labels) the first, and a mapping as keyword arguments.
+        or tuple (images, labels) the first, and a mapping as keyword arguments (as it is where
+        it names none of them).
     shortcuts : {"auto", False} or mapping
         What layers' outputs are added to. "auto": found by watching one pass: a layer, perhaps a
         BatchNorm, then the addition of something of the same shape that does not depend on the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -93,10 +94,30 @@ def outer_name(name: str, prefix: str) -> str:
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
-    """Call the model on a batch, however that holds its inputs."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, (list, tuple)) else batch)
+    """Call the model on a batch: of a list or tuple on what comes first, labels being the rest. A
+    mapping gives the forward's arguments, or is its one argument where it names none of them."""
+    inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+    if isinstance(inputs, Mapping) and _are_arguments(unwrapped(model, True)[0].forward, inputs):
+        return model(**inputs)
+    return model(inputs)
+
+
+def _are_arguments(forward: Callable[..., Any], inputs: Mapping) -> bool:
+    try:
+        signature = inspect.signature(forward)
+    except (TypeError, ValueError):  # it has none
+        return True
+    named = any(name in signature.parameters for name in inputs)
+    try:
+        signature.bind(**inputs)
+        return True
+    except TypeError:
+        pass
+    try:
+        signature.bind(inputs)
+    except TypeError:
+        return True  # it fits in neither way: the call will say why
+    return named
 
 
 def run_model(
@@ -118,12 +139,13 @@ def run_model(
         if isinstance(batch, (Number, str, type(None))):
             raise ValueError(f"{who} takes no batch that is {batch!r} ({error})") from error
         name = getattr(unwrapped(model, computing=True)[0].forward, "__qualname__", "forward")
-        if f"{name}() missing" not in str(error):
-            raise
-        raise ValueError(
-            f"{who} takes more than a batch gives ({error}); give batches that are "
-            "mappings of its arguments"
-        ) from error
+        for sign, what in (("missing", "more than"), ("got an unexpected", "not all that")):
+            if f"{name}() {sign}" in str(error):
+                raise ValueError(
+                    f"{who} takes {what} a batch gives ({error}); give batches that are mappings "
+                    "of its arguments, with labels beside them: (mapping, labels)"
+                ) from error
+        raise
     except RuntimeError as error:
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
         integer = isinstance(first, Tensor) and not first.is_floating_point()

@@ -94,9 +94,9 @@ def run_teacher(teacher: nn.Module, batch: Any) -> Tensor:
         return run_model(run_batch, teacher, batch, "teacher: it")
 
 
-def distance(outputs: Any, wanted: Any, temperature: float, classes: int = -1) -> Tensor:
+def distance(outputs: Any, wanted: Any, temperature: float, class_axis: int | None) -> Tensor:
     """KL(teacher ‖ student) of softmax outputs at a temperature, times its square; mean over all
-    but the axis of classes."""
+    but the axis of classes, which may be None where there are two axes."""
     if not isinstance(outputs, Tensor) or not isinstance(wanted, Tensor):
         kind = type(outputs if isinstance(wanted, Tensor) else wanted).__name__
         raise ValueError(f"distillation: needs outputs that are one tensor, got {kind}")
@@ -109,6 +109,14 @@ def distance(outputs: Any, wanted: Any, temperature: float, classes: int = -1) -
             f"teacher: its outputs have shape {tuple(wanted.shape)}, the model's "
             f"{tuple(outputs.shape)}: distillation needs the same"
         )
+    if class_axis is None and outputs.dim() > 2:
+        raise ValueError(
+            f"class_axis: outputs have shape {tuple(outputs.shape)}: say which axis the classes "
+            "lie on, or distillation=0 where they are none"
+        )
+    classes = 1 if class_axis is None else class_axis
+    if not -outputs.dim() <= classes < outputs.dim():
+        raise ValueError(f"class_axis: {classes}: outputs have shape {tuple(outputs.shape)}")
     student, target = (
         (values.movedim(classes, -1) / temperature).log_softmax(-1).flatten(0, -2)
         for values in (outputs, wanted)

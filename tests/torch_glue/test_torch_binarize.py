@@ -119,6 +119,7 @@ ACCEPTED = {
     "labels": [(x, y) for x, y in zip(SPLIT, LABELS.split(10), strict=True)],
     "names": [[x, ["a"] * 10] for x in SPLIT],
     "mapping": [{"input": x} for x in SPLIT],
+    "mapping and labels": [({"input": x}, y) for x, y in zip(SPLIT, LABELS.split(10), strict=True)],
     "samples": list(ROWS),
     "data set": TensorDataset(ROWS, LABELS),
     "plain loader": DataLoader(ROWS, 10),
@@ -136,6 +137,21 @@ def test_images_of_every_form(tmp_path, form):
     assert run.codes_sha256 == expected.codes_sha256
     assert {result.row["rows"] for result in run.layers} == {20}
     assert content(torch.get_rng_state()) == random
+
+
+@pytest.mark.parametrize("form", ["mapping", "in a tuple", "parallel"])
+def test_a_forward_that_takes_one_mapping(tmp_path, form):
+    class OfMapping(nn.Sequential):
+        def forward(self, batch, mask=None):
+            return super().forward(batch["pixels"])
+
+    expected = torch_glue.binarize(mlp(), ROWS, tmp_path / "expected", method="dcc")
+    model = OfMapping(*mlp())
+    if form == "parallel":
+        model = nn.DataParallel(model)
+    batches = [({"pixels": x},) if form == "in a tuple" else {"pixels": x} for x in SPLIT]
+    run = torch_glue.binarize(model, batches, tmp_path / "run", method="dcc")
+    assert run.codes_sha256 == expected.codes_sha256
 
 
 def test_a_data_set_of_images_is_put_into_batches(tmp_path):

@@ -325,7 +325,7 @@ def test_distillation_pulls_towards_the_teacher_which_is_only_run():
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_classes_of_dense_outputs_are_on_axis_1_or_with_a_loss_on_the_last(own):
+def test_classes_of_dense_outputs_are_on_axis_1_or_where_it_is_said(own):
     """What is added alike to all classes of a place changes nothing."""
     losses = {}
     for added in (0, 1):
@@ -350,6 +350,7 @@ def test_classes_of_dense_outputs_are_on_axis_1_or_with_a_loss_on_the_last(own):
             teacher=Shifted(teacher, added),
             distillation=1.0,
             loss=(lambda outputs, batch: outputs.mean()) if own else None,
+            class_axis=-1 if own else None,
             evaluate=lambda model: 0.0,
         )
         losses[added] = result.epochs[0].loss
@@ -612,6 +613,52 @@ def test_a_loss_of_torchs_may_be_of_the_whole_batch():
         model, batches, loss=nn.MSELoss(), teacher=other, distillation=0, epochs=3, lr=0.01
     )
     assert result.ended > result.began
+
+
+def test_a_loss_of_ones_own_does_not_say_where_classes_lie():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(2, 3, 1))
+    teacher, loader = copy.deepcopy(student), [(torch.randn(4, 2, 5, 5), torch.zeros(4))]
+    torch_glue.attach(student, ["0"])
+    options = {"teacher": teacher, "loss": lambda outputs, batch: outputs.mean()}
+    with pytest.raises(
+        ValueError, match=r"class_axis: outputs have shape \(4, 3, 5, 5\): say which"
+    ):
+        torch_glue.finetune(student, loader, **options)
+    with pytest.raises(ValueError, match=r"class_axis: 4: outputs have shape \(4, 3, 5, 5\)"):
+        torch_glue.finetune(student, loader, class_axis=4, **options)
+    with pytest.raises(ValueError, match=r"class_axis: must be a whole number, got 'last'"):
+        torch_glue.finetune(student, loader, class_axis="last", **options)
+
+
+def test_several_inputs_beside_labels():
+    """The same batches for binarising and for training."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(6, 4), nn.Linear(4, 2)
+
+        def forward(self, x, z):
+            return self.other(torch.relu(self.one(x + z)))
+
+    torch.manual_seed(1)
+    model = Two()
+    x, z, labels = torch.randn(20, 6), torch.randn(20, 6), torch.arange(20) % 2
+    batches = [({"x": x[:10], "z": z[:10]}, labels[:10]), ({"x": x[10:], "z": z[10:]}, labels[10:])]
+    teacher = copy.deepcopy(model)
+    torch_glue.attach(model, ["one"])
+
+    def loss():
+        return nn.functional.cross_entropy(model(x, z), labels).item()
+
+    before = loss()
+    result = torch_glue.finetune(model, batches, teacher=teacher, epochs=5, lr=0.01, other_lr=0.01)
+    assert result.ended > result.began
+    assert loss() < before
+    for batch in ({"x": x, "z": z, "labels": labels}, ({"x": x, "y": z}, labels)):
+        with pytest.raises(ValueError, match=r"not all that a batch gives .*\(mapping, labels\)"):
+            torch_glue.finetune(model, [batch], loss=lambda y, _: y.mean())
 
 
 def test_models_and_loaders_that_cannot_be_used():
