@@ -11,7 +11,7 @@ import numpy as np
 
 from hashsolve import checks
 from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
-from hashsolve.kernels.twofold import about_means
+from hashsolve.kernels.twofold import about_means, about_own_mean
 from hashsolve.packing import combine
 from hashsolve.suggest import did_you_mean
 from hashsolve.sums import Sums, in_range, sum_arrays
@@ -281,8 +281,7 @@ class Problem:
         gram, cross, energy = self.gram.copy(), self.cross.copy(), self.energy.copy()
         about_means(gram, inputs, inputs, weight)
         about_means(cross, inputs, targets, weight)
-        for t in range(self.columns):
-            about_means(energy[t : t + 1, None], targets[t : t + 1], targets[t : t + 1], weight)
+        about_own_mean(energy, targets, weight)
         # inputs and targets that are constant leave rounding: that is zero
         size = np.abs(np.diagonal(self.gram))
         constant = (size > 0) & (np.abs(np.diagonal(gram)) <= CONSTANT * size)
@@ -305,8 +304,8 @@ class Problem:
         if not self.intercept:
             return np.zeros(self.columns)
         assert self.input_sum is not None
-        explained = (np.abs(self.input_sum) @ np.abs(weight)) ** 2 / self.row_weight
-        return 1e-13 * (self.energy + explained)
+        total = np.abs(self.input_sum) @ np.abs(weight)
+        return 1e-13 * (self.energy + total / self.row_weight * total)
 
     def rounding(self, weight: np.ndarray) -> np.ndarray:
         """What rounding of the sums can do to the loss of weights (S, T), (T,)."""

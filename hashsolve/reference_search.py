@@ -199,6 +199,13 @@ def about_means(total, first, second, weight):
         total[i, j] = float(Fraction(total[i, j]) - mean)
 
 
+def about_own_mean(total, values, weight):
+    """The diagonal of the above."""
+    matrix = np.diag(total)
+    about_means(matrix, values, values, weight)
+    total[:] = np.diagonal(matrix)
+
+
 def gray(gram, cross, energy, free, begin, end, best, lowest, codes):
     """Codes in Gray-code order, every sum rounded once. Those whose q is no more than 1e-12 trace H
     are passed over, and only count for the lowest loss; all are summed once."""

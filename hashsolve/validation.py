@@ -124,15 +124,20 @@ def _check_sums(gram: np.ndarray, cross: np.ndarray, energy: np.ndarray, name: s
     if not energy.any():
         raise ValueError(f"{at}energy: all zero: the targets (outputs) are zero on all rows")
     in_range("gram", name, 1.0, float(diagonal.max()))
-    for t in range(len(energy)):  # what is less wrong gives losses below zero, which are refused
-        excess = np.abs(cross[:, t]) > room[t] + IMPOSSIBLE * np.sqrt(diagonal) * root[t]
-        if root[t] and excess.any():
-            i = int(np.argmax(excess))
-            raise ValueError(
-                f"{at}cross: {cross[i, t]:.3g} at ({i}, {t}), with gram diagonal {diagonal[i]:.3g} "
-                f"and energy {energy[t]:.3g}: no inputs and targets have such sums (their product "
-                "is at least its square); all three are to be sums over the same rows"
-            )
+    # what is less wrong than this gives losses below zero, which are refused when they are seen
+    limit = 1e-9 * np.sqrt(diagonal.max()) + IMPOSSIBLE * np.sqrt(diagonal)
+    with np.errstate(over="ignore"):
+        excess = np.abs(cross)
+        excess /= limit[:, None]
+        wrong = (excess.max(axis=0) > root) & (root > 0)
+    if wrong.any():
+        t = int(np.argmax(wrong))
+        i = int(np.argmax(excess[:, t]))
+        raise ValueError(
+            f"{at}cross: {cross[i, t]:.3g} at ({i}, {t}), with gram diagonal {diagonal[i]:.3g} "
+            f"and energy {energy[t]:.3g}: no inputs and targets have such sums (their product "
+            "is at least its square); all three are to be sums over the same rows"
+        )
 
 
 def _check_range(fields: Fields, at: str) -> None:
@@ -144,7 +149,7 @@ def _check_range(fields: Fields, at: str) -> None:
         size = scale.max() * scale.max() * gram.sum() + np.abs(fields["energy"]).max()
         size += 2 * scale.max() * pull.sum(axis=0).max()
         rest = np.maximum(scale * pull.max(axis=0), np.abs(fields["energy"]))
-        ratio = rest / scale / scale / (gram.max() or 1.0)
+        ratio = rest / scale / scale / gram.max() if gram.any() else np.zeros_like(rest)
     if not size < 1e300:
         raise ValueError(
             f"{at}gram, cross: the loss can reach {size:.3g}, which leaves the range of float64; "
@@ -166,7 +171,7 @@ def _check_spread(problem: Problem, fields: Fields, at: str) -> None:
         ("inputs", np.diagonal(fields["gram"]), fields["input_sum"]),
         ("targets", fields["energy"], fields["target_sum"]),
     ):
-        if (squares - total**2 / weight <= CONSTANT * np.abs(squares)).all():
+        if (squares - total / weight * total <= CONSTANT * np.abs(squares)).all():
             raise ValueError(
                 f"{at}intercept: the {name} are constant on all rows, so that a constant is all "
                 "there is to find"

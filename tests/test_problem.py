@@ -345,6 +345,21 @@ def test_unusable_quadratics_are_named(arguments, message):
         hs.Problem.from_quadratic(*arguments)
 
 
+def test_a_programme_of_linear_terms_alone_has_any_size():
+    s = hs.solve(hs.Problem.from_quadratic(np.zeros((2, 2)), [1e130, -2e130]))
+    assert s.status is hs.Status.OPTIMAL and s.loss.tolist() == [-6e130]
+
+
+@pytest.mark.parametrize("exponent", [-800, 0, 800])
+def test_row_weights_of_any_size_beside_an_intercept(exponent, rng):
+    x, w = rng.normal(size=(4, 50)) + 3, rng.normal(size=(4, 2))
+    rows = np.full(50, np.ldexp(1.0, exponent))
+    s = hs.solve(hs.Problem.from_arrays(x, w, row_weights=rows, intercept=True))
+    plain = hs.solve(hs.Problem.from_arrays(x, w, intercept=True))
+    np.testing.assert_array_equal(s.codes, plain.codes)
+    np.testing.assert_allclose(np.ldexp(s.loss, -exponent), plain.loss, rtol=1e-9)
+
+
 def test_rounding_of_a_gram_is_mended():
     p = hs.Problem([[1, 0.5 + 1e-9], [0.5, 1]], C, [4.0])
     np.testing.assert_array_equal(p.gram, p.gram.T)

@@ -327,6 +327,11 @@ def test_twofold(seed):
     twofold.about_means(total, first, second, weight)
     reference_search.about_means(wanted, first, second, weight)
     np.testing.assert_allclose(total, wanted, rtol=4e-16, atol=0)
+    energy = cross**2 / weight * (1 + 1e-14 * rng.normal(size=size))
+    wanted = energy.copy()
+    twofold.about_own_mean(energy, cross, weight)
+    reference_search.about_own_mean(wanted, cross, weight)
+    np.testing.assert_allclose(energy, wanted, rtol=4e-16, atol=0)
 
 
 # enumeration and sphere search

@@ -56,13 +56,26 @@ def fixed_loss(gram, cross, energy, bits):
 
 
 @njit(cache=True, nogil=True)
+def _less(total, first, second, weight):
+    """total − first second / weight, rounded once."""
+    product, product_low = _multiply(first, second)
+    mean = product / weight
+    back, back_low = _multiply(mean, weight)
+    mean_low = ((product - back) - back_low + product_low) / weight
+    high, low = _add(total, -mean_low, -mean)
+    return high + low
+
+
+@njit(cache=True, nogil=True)
 def about_means(total, first, second, weight):
     """total[i, j] −= first[i] second[j] / weight, however little is left of it, rounded once."""
     for i in range(total.shape[0]):
         for j in range(total.shape[1]):
-            product, product_low = _multiply(first[i], second[j])
-            mean = product / weight
-            back, back_low = _multiply(mean, weight)
-            mean_low = ((product - back) - back_low + product_low) / weight
-            high, low = _add(total[i, j], -mean_low, -mean)
-            total[i, j] = high + low
+            total[i, j] = _less(total[i, j], first[i], second[j], weight)
+
+
+@njit(cache=True, nogil=True)
+def about_own_mean(total, values, weight):
+    """total[i] −= values[i]² / weight, rounded once."""
+    for i in range(total.shape[0]):
+        total[i] = _less(total[i], values[i], values[i], weight)
