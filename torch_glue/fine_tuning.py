@@ -239,8 +239,8 @@ def finetune(
     """
     epochs, seed = checks.whole(epochs, "epochs", 1), checks.whole(seed, "seed", 0)
     checks.choice(keep, "keep", ("best", "last"))
-    if class_axis is not None and not isinstance(class_axis, int):
-        raise ValueError(f"class_axis: must be a whole number, got {class_axis!r}")
+    if class_axis is not None:
+        class_axis = checks.whole(class_axis, "class_axis", -8)
     lr = checks.number(lr, "lr")
     scale_lr = lr / 10 if scale_lr is None else checks.number(scale_lr, "scale_lr")
     other_lr = lr / 10 if other_lr is None else checks.number(other_lr, "other_lr")
@@ -271,6 +271,7 @@ def finetune(
     for group in stepper.param_groups:
         group["peak"] = group["lr"]
     criterion = loss or cross_entropy
+    distils, usual = teacher is not None and distillation > 0, 1 if loss is None else -1
     if loss is None and class_axis is None:
         class_axis = 1
 
@@ -283,7 +284,7 @@ def finetune(
     def step_loss(batch: Any) -> Tensor:
         outputs = run_model(run_batch, model, batch, "loader: the model")
         value = loss_of(criterion, outputs, batch)
-        if teacher is None or not distillation:
+        if teacher is None or not distils:
             return value
         apart = distance(outputs, run_teacher(teacher, batch), temperature, class_axis)
         return (1 - distillation) * value + distillation * apart
@@ -293,7 +294,7 @@ def finetune(
         [epochs, per_epoch, *rates.values(), weight_decay, warmup, distillation, temperature]
         + [freeze_batchnorm, shares, keep, seed, given, optimizer_settings(stepper)]
         + ([hardening] if hardening else [])
-        + ([["class_axis", class_axis]] if class_axis not in (None, 1) else [])
+        + ([["class_axis", class_axis]] if distils and class_axis not in (None, usual) else [])
         + [[name, str(p.shape)] for name, p in model.named_parameters()]
         + [None if teacher is None else state_digest(teacher.state_dict())]
     )

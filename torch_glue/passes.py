@@ -96,28 +96,38 @@ def outer_name(name: str, prefix: str) -> str:
 def run_batch(model: nn.Module, batch: Any) -> Any:
     """Call the model on a batch: of a list or tuple on what comes first, labels being the rest. A
     mapping gives the forward's arguments, or is its one argument where it names none of them."""
-    inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
-    if isinstance(inputs, Mapping) and _are_arguments(unwrapped(model, True)[0].forward, inputs):
-        return model(**inputs)
+    alone = not isinstance(batch, (list, tuple))
+    inputs = batch if alone else batch[0]
+    if isinstance(inputs, Mapping):
+        forward = unwrapped(model, computing=True)[0].forward
+        if _are_arguments(forward, inputs, alone):
+            return model(**inputs)
     return model(inputs)
 
 
-def _are_arguments(forward: Callable[..., Any], inputs: Mapping) -> bool:
+def _are_arguments(forward: Callable[..., Any], inputs: Mapping, alone: bool) -> bool:
+    """Whether a mapping names arguments. Where a forward takes any, one that is alone does."""
     try:
         signature = inspect.signature(forward)
     except (TypeError, ValueError):  # it has none
         return True
-    named = any(name in signature.parameters for name in inputs)
-    try:
-        signature.bind(**inputs)
+
+    def fits(*args: Any, **kwargs: Any) -> bool:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError:
+            return False
         return True
-    except TypeError:
-        pass
-    try:
-        signature.bind(inputs)
-    except TypeError:
-        return True  # it fits in neither way: the call will say why
-    return named
+
+    single = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    named = {name: p for name, p in signature.parameters.items() if p.kind in single}
+    names_some = any(name in named for name in inputs)
+    if fits(**inputs) and (names_some or alone):
+        return True
+    if not fits(inputs):
+        return True  # in neither way, perhaps: the call will say why
+    lacking = any(p.default is p.empty and name not in inputs for name, p in named.items())
+    return names_some and not lacking
 
 
 def run_model(

@@ -627,8 +627,33 @@ def test_a_loss_of_ones_own_does_not_say_where_classes_lie():
         torch_glue.finetune(student, loader, **options)
     with pytest.raises(ValueError, match=r"class_axis: 4: outputs have shape \(4, 3, 5, 5\)"):
         torch_glue.finetune(student, loader, class_axis=4, **options)
-    with pytest.raises(ValueError, match=r"class_axis: must be a whole number, got 'last'"):
+    with pytest.raises(ValueError, match=r"class_axis: must be a whole number .*, got 'last'"):
         torch_glue.finetune(student, loader, class_axis="last", **options)
+
+
+def test_the_axis_of_classes_is_part_of_a_checkpoint_where_it_matters(tmp_path):
+    def run(axis, path, **options):
+        torch.manual_seed(0)
+        model = make_model()
+        teacher = nn.Linear(6, 2)
+        options = {"teacher": teacher, "loss": lambda y, _: y.square().mean(), **options}
+        return torch_glue.finetune(
+            model, make_loader(), epochs=1, class_axis=axis, checkpoint=path, **options
+        )
+
+    first = tmp_path / "own.pt"
+    run(None, first)
+    run(-1, first)  # as before there was a choice
+    with pytest.raises(ValueError, match="other settings"):
+        run(1, first)
+    second = tmp_path / "undistilled.pt"
+    run(None, second, distillation=0)
+    run(1, second, distillation=0)
+    third = tmp_path / "usual.pt"
+    run(None, third, loss=None)
+    run(1, third, loss=None)
+    with pytest.raises(ValueError, match="other settings"):
+        run(-1, third, loss=None)
 
 
 def test_several_inputs_beside_labels():

@@ -333,3 +333,36 @@ def test_tokens_are_not_told_to_be_images():
     model = nn.Embedding(10, 4)
     with pytest.raises(ValueError, match="in the shape and dtype that the model was trained on"):
         run_model(lambda m, batch: m(batch) + torch.ones(5, 4), model, torch.ones(8, 7).long())
+
+
+class OfMapping(nn.Module):
+    """Takes its inputs in one mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, batch):
+        return self.layer(batch["x"])
+
+
+class Delegating(OfMapping):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+class AnyMore(OfMapping):
+    def forward(self, batch=None, **more):
+        return super().forward(batch)
+
+
+class WithMask(OfMapping):
+    def forward(self, batch, mask=None):
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize("kind", [OfMapping, Delegating, AnyMore, WithMask, nn.DataParallel])
+def test_a_mapping_before_labels_is_passed_as_it_is_where_it_names_no_arguments(kind):
+    model = kind(OfMapping()) if kind is nn.DataParallel else kind()
+    batch = {"x": torch.ones(4, 3), "mask": torch.ones(4)}
+    assert run_model(run_batch, model, (batch, torch.zeros(4))).shape == (4, 2)
