@@ -210,18 +210,13 @@ class Watch(TorchFunctionMode):
         if name in _MULTIPLICATIONS:
             given: Any = next(iter((*args[1:], *kwargs.values())), None)
             number = isinstance(given, Real)
-            # a view of a parameter is one too
-            known = any(
-                isinstance(one, nn.Parameter) for one in (given, getattr(given, "_base", 0))
-            )
+            whole = getattr(given, "_base", None)  # of a view
+            known = isinstance(given, nn.Parameter) or isinstance(whole, nn.Parameter)
             if not (number or known) or result.shape != shape:
                 return None
             factor = torch.tensor(float(given), dtype=torch.float64) if number else given
             undo = lambda v: divided(v, factor)  # noqa: E731
-        elif name in _SAME and (result.numel(), result.is_floating_point()) == (
-            args[0].numel(),
-            True,
-        ):
+        elif name in _SAME and result.numel() == args[0].numel() and result.is_floating_point():
             if result is args[0]:
                 return path
             undo = lambda v: v.reshape(shape)  # noqa: E731
