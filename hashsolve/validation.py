@@ -129,7 +129,7 @@ def _check_sums(gram: np.ndarray, cross: np.ndarray, energy: np.ndarray, name: s
     with np.errstate(over="ignore"):
         excess = np.abs(cross)
         excess /= limit[:, None]
-        wrong = (excess.max(axis=0) > root) & (root > 0)
+        wrong = excess.max(axis=0) > np.where(root > 0, root, root.max())
     if wrong.any():
         t = int(np.argmax(wrong))
         i = int(np.argmax(excess[:, t]))

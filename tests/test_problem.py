@@ -305,6 +305,10 @@ def test_unusable_targets_are_named(arguments, message):
             r"cross: 1e\+60 at \(1, 0\), with gram diagonal .* no inputs and",
         ),
         ({"gram": 1e-200 * H}, r"cross: .* no inputs and targets have such sums"),
+        (
+            {"cross": [[1, 0], [0, 1e200]], "energy": [4, 0]},
+            r"cross: 1e\+200 at \(1, 1\), .* and energy 0: no inputs and targets have such sums",
+        ),
         ({"energy": [-1]}, r"energy: negative at 0"),
         ({"energy": [0]}, r"energy: all zero"),
         ({"energy": ["a"]}, r"energy: dtype <U1"),
