@@ -89,8 +89,14 @@ def absorb_scales(
         raise ValueError(
             "no layer's weight is exactly ±α in each filter: binarise first, and detach(model)"
         )
-    found, used = followers_of(model, scales) if followers is None else (dict(followers), set())
-    folded = [_folded(modules, name, alpha, found.get(name)) for name, alpha in scales.items()]
+    given: tuple[dict[str, str], dict[str, str], set[str]] = (dict(followers or {}), {}, set())
+    found, refused, used = followers_of(model, scales) if followers is None else given
+    for name in scales:
+        if name not in refused and (why := _why_not(modules, found.get(name))):
+            refused[name] = why
+    if refused:
+        raise ValueError(_refusal(refused, [name for name in scales if name not in refused]))
+    folded = [_folded(modules, name, alpha, found[name]) for name, alpha in scales.items()]
     for follower, count in Counter(found[name] for name in scales).items():
         if count > 1:
             raise ValueError(f"followers: {follower} follows more than one layer")
@@ -100,20 +106,33 @@ def absorb_scales(
     return {name: found[name] for name in scales}
 
 
+def _why_not(modules: dict[str, nn.Module], follower: str | None) -> str | None:
+    """Why what follows a layer could not take its scales."""
+    norm: Any = None if follower is None else modules.get(follower)
+    if isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None:
+        return None
+    by = "nothing that is known" if follower is None else repr(follower)
+    return f"is followed by {by}, no BatchNorm with running statistics"
+
+
+def _refusal(refused: Mapping[str, str], others: list[str]) -> str:
+    """What to say of all layers that have no BatchNorm to take their scales."""
+    (name, why), *more = ((name or "the model", why) for name, why in refused.items())
+    nor = f"; nor can {', '.join(name for name, _ in more)}" if more else ""
+    left = f"; the others can: layers={others}" if others else ""
+    return (
+        f"{name}: {why}: its scales cannot be absorbed, unless all that the network does with its "
+        f"weight and bias is linear and goes to a BatchNorm that followers names{nor}{left}"
+    )
+
+
 def _folded(
-    modules: dict[str, nn.Module], name: str, alpha: Tensor, follower: str | None
+    modules: dict[str, nn.Module], name: str, alpha: Tensor, follower: str
 ) -> list[tuple[str, str, Tensor]]:
     """Which tensors of which modules to set to what, so that a layer's scales and bias are in its
     BatchNorm."""
     layer: Any = modules[name]
-    norm: Any = None if follower is None else modules.get(follower)
-    kept = isinstance(norm, NORMS) and norm.running_mean is not None
-    if follower is None or not kept or norm.running_var is None:
-        by = "nothing that is known" if follower is None else repr(follower)
-        raise ValueError(
-            f"{name}: is followed by {by}, no BatchNorm with running statistics, which could take "
-            "its scales: leave it out of layers"
-        )
+    norm: Any = modules[follower]
     if is_lazy(norm.running_mean):
         raise ValueError(f"{follower}: has no size yet: run the model on a batch before")
     if norm.num_features != len(alpha):

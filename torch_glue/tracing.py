@@ -31,10 +31,6 @@ FUNCTIONS: dict[Any, Any] = {
 """What layers call with their weight and bias."""
 CHANGED = ("weight", "bias", "running_mean", "running_var")
 """What is rewritten of a layer or its BatchNorm."""
-_LEAVE = (
-    "leave it out of layers; or name the BatchNorm, by followers, if all that it does with weight "
-    "and bias is linear and goes there"
-)
 
 
 class _Tracer(fx.Tracer):
@@ -238,15 +234,13 @@ def _read(nodes: Iterable[fx.Node], modules: dict[str, nn.Module]) -> set[str]:
     }
 
 
-def followers_of(model: nn.Module, layers: Iterable[str]) -> tuple[dict[str, str], set[str]]:
-    """The BatchNorm that alone takes the output of each layer, by tracing; and the tensors that are
-    used elsewhere than in a call of their module, or may be."""
+def followers_of(
+    model: nn.Module, layers: Iterable[str]
+) -> tuple[dict[str, str], dict[str, str], set[str]]:
+    """The BatchNorm that alone takes the output of each layer, by tracing; why others have none;
+    and the tensors that are used elsewhere than in a call of their module, or may be."""
     model, prefix = unwrapped(model, computing=True)
     layers = {inner_name(name, prefix) for name in layers}
-
-    def called(name: Any) -> str:
-        return outer_name(name, prefix) or "the model"
-
     modules = dict(model.named_modules())
     traced = _traced(model, layers)
     nodes = traced.graph.nodes
@@ -256,27 +250,29 @@ def followers_of(model: nn.Module, layers: Iterable[str]) -> tuple[dict[str, str
         if (name := _layer_of(node, modules)) is not None or node.op == "call_module"
     )
     used = traced.used | _read(nodes, modules)
+    refused = {}
     for names, how in (
-        (used, "is used in other ways than in one call of torch's, where it would change too"),
         (traced.held, "is held by a module that cannot be traced, and may be used there"),
+        (used, "is used in other ways than in one call of torch's, where it would change too"),
     ):
         parts = (name.rpartition(".") for name in names)
-        if owners := {owner for owner, _, key in parts if key in CHANGED}.intersection(layers):
-            raise ValueError(f"{called(min(owners))}: its weight or bias {how}: {_LEAVE}")
+        for owner in {owner for owner, _, key in parts if key in CHANGED}.intersection(layers):
+            refused[owner] = f"its weight or bias {how}"
     found = {}
     for node in nodes:
         name = _layer_of(node, modules)
-        if name is None or name not in layers:
+        if name is None or name not in layers or name in refused:
             continue
         users = [user for user in node.users if not _is_description(user, node)]
         if calls[name] > 1:
-            raise ValueError(f"{called(name)}: is called more than once: leave it out of layers")
-        if len(users) != 1 or users[0].op != "call_module":
+            refused[name] = "is called more than once"
+        elif len(users) != 1 or users[0].op != "call_module":
             takers = ", ".join(str(user) for user in users) or "nothing"
-            raise ValueError(
-                f"{called(name)}: its output goes to {takers}, not to one BatchNorm alone: {_LEAVE}"
-            )
-        if calls[users[0].target] > 1:
-            raise ValueError(f"{called(users[0].target)}: follows more than {called(name)}")
-        found[outer_name(name, prefix)] = outer_name(str(users[0].target), prefix)
-    return found, {prefix + name for name in used | traced.held}
+            refused[name] = f"its output goes to {takers}, not to one BatchNorm alone"
+        elif calls[users[0].target] > 1:
+            follower = outer_name(str(users[0].target), prefix)
+            refused[name] = f"is followed by {follower}, which is called more than once"
+        else:
+            found[outer_name(name, prefix)] = outer_name(str(users[0].target), prefix)
+    told = {outer_name(name, prefix): why for name, why in refused.items()}
+    return found, told, {prefix + name for name in used | traced.held}

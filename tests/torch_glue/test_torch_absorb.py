@@ -639,6 +639,19 @@ def test_errors_tell_names_as_they_are_in_the_wrapped_model():
         torch_glue.absorb_scales(binary(nn.Linear(4, 3), [""]))
 
 
+def test_an_error_tells_all_layers_that_cannot_be_absorbed():
+    model = nn.Sequential(Net(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2), nn.LayerNorm(2))
+    layers = [*(f"0.{name}" for name in [*LAYERS, "last"]), "1", "3"]
+    binary(model, layers)
+    with pytest.raises(ValueError) as error:
+        torch_glue.absorb_scales(model)
+    told = str(error.value)
+    assert told.startswith("0.last: is followed by '1', no BatchNorm")
+    others = layers[:4]
+    assert told.endswith(f"; nor can 1, 3; the others can: layers={others}")
+    assert torch_glue.absorb_scales(model, others) == {f"0.{n}": f"0.{NORMS[n]}" for n in LAYERS}
+
+
 def test_what_cannot_be_written_is_refused_before_anything_is():
     model = binary(Holding(), ["layer"])
     model.norm.running_var = torch.ones(1).expand(3)
