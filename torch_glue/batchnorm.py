@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torch_glue.checks import check_model
 from torch_glue.filters import NORMS
@@ -36,13 +37,13 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     Returns
     -------
     int
-        The number of BatchNorm layers set.
+        The number of BatchNorm layers set, at least one.
 
     Raises
     ------
     ValueError
-        Where there is no BatchNorm with running statistics, or no batch, or what reaches one is not
-        finite.
+        Where there is no BatchNorm with running statistics, or none that a batch reaches, or no
+        batch, or what reaches one is not finite.
 
     Examples
     --------
@@ -58,8 +59,11 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     names = {module: name for name, module in model.named_modules()}
     seen: dict[Any, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in norms}
 
+    def by_batch(norm: Any) -> None:
+        norm.training, norm.track_running_stats = True, False
+
     def observe(norm: Any, args: tuple, kwargs: dict) -> None:
-        norm.training, norm.track_running_stats = True, False  # a lazy one has its size by now
+        by_batch(norm)  # a lazy one has its size by now
         values = args[0] if args else kwargs["input"]
         values = values if values.dtype == torch.float64 else values.float()
         axes = [axis for axis in range(values.dim()) if axis != 1]
@@ -71,6 +75,9 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     handles = [norm.register_forward_pre_hook(observe, with_kwargs=True) for norm in norms]
     try:
         with evaluating(model):
+            for norm in norms:
+                if not is_lazy(norm.running_mean):
+                    by_batch(norm)  # before the pass, so that a compiled model sees that it changed
             for batch in batches_of(batches, "batches"):
                 run_model(run_batch, model, batch, "batches: the model")
                 count += 1
@@ -80,6 +87,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
             handle.remove()
     if not count:
         raise ValueError("batches: it holds no batches")
+    if not any(seen.values()):
+        raise ValueError("no batch reaches a BatchNorm: the forward calls none as a module")
     found = {}
     for norm, parts in seen.items():
         if not parts:

@@ -1,6 +1,8 @@
 # ruff: noqa: E402
 """recalibrate_batchnorm: pooled statistics, and everything else left as found."""
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -175,3 +177,37 @@ def test_arrays_are_taken_as_they_are():
         found.append(model[1].running_var)
     for variance in found[1:]:
         torch.testing.assert_close(variance, found[0])
+
+
+def test_a_compiled_model_that_has_run_is_recalibrated():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    images = 3 * torch.randn(24, 3, 6, 6) + 1
+    inner = copy.deepcopy(plain)
+    model = torch.compile(inner, backend="eager")
+    try:
+        with torch.no_grad():
+            before = model(images)
+    except RuntimeError as error:  # a Python that torch does not compile for yet
+        pytest.skip(str(error))
+    assert recalibrate_batchnorm(plain, images) == 1
+    assert recalibrate_batchnorm(model, images) == 1
+    torch.testing.assert_close(inner[1].running_mean, plain[1].running_mean)
+    torch.testing.assert_close(inner[1].running_var, plain[1].running_var)
+    with torch.no_grad():
+        assert not torch.allclose(model(images), before)
+        torch.testing.assert_close(model(images), plain(images))
+
+
+def test_a_batchnorm_that_is_no_call_of_a_module_is_not_set():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            norm = self.norm
+            return nn.functional.batch_norm(x, norm.running_mean, norm.running_var)
+
+    with pytest.raises(ValueError, match="no batch reaches a BatchNorm"):
+        recalibrate_batchnorm(Functional(), torch.randn(8, 3))
