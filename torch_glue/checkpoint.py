@@ -231,6 +231,7 @@ def load_packed(model: nn.Module, path: str | PathLike) -> list[str]:
     # what was made in inference mode can be written to in it alone
     with torch.inference_mode(any(value.is_inference() for value in own.values())):
         model.load_state_dict(state)
+    torch.clear_autocast_cache()  # of what was there before
     named = _names(model)
     layers = (name for tensor in layout.packed for name in named.get(tensor, ()))
     return [outer_name(name, prefix) for name in layers if _is_attachable(model, name)]

@@ -51,13 +51,15 @@ def random_state_kept() -> Iterator[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within: eval mode, no gradients. Afterwards each module's mode and the random state are as
-    they were."""
+    they were. An autocast around it keeps casts of weights for neither side."""
     modes = [(module, module.training) for module in model.modules()]
+    torch.clear_autocast_cache()
     try:
         with random_state_kept(), torch.no_grad():
             model.eval()
             yield
     finally:
+        torch.clear_autocast_cache()
         for module, mode in modes:
             module.training = mode
 

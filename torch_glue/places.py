@@ -242,9 +242,11 @@ def state_name(name: str, place: Place) -> str:
 
 @contextmanager
 def writable(tensor: Tensor) -> Iterator[None]:
-    """Within, a tensor's values may be written, also of one that inference mode made."""
+    """Within, a tensor's values may be written, also of one that inference mode made; what autocast
+    has kept of it is forgotten."""
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         yield
+    torch.clear_autocast_cache()
 
 
 def fill(tensor: Tensor, value: Tensor) -> None:

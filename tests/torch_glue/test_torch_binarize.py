@@ -533,3 +533,23 @@ def test_an_adapter_can_be_used_again(tmp_path):
     wanted = hashsolve.binarize(fresh, batches, tmp_path / "c", "dcc", skip=["0"])
     assert again.codes_sha256 == wanted.codes_sha256
     assert torch.equal(network.model[0].weight, make()[0].weight)
+
+
+@pytest.mark.parametrize("method", ["sign", "dcc"])
+def test_within_autocast_what_is_written_is_seen(tmp_path, method):
+    """Autocast keeps casts of weights until its outermost region ends."""
+    cold, warm = small_net(), small_net()
+    images = small_images()
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        expected = torch_glue.binarize(cold, images, tmp_path / "cold", method=method)
+        outputs = cold(images).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        before = warm(images).detach()
+        run = torch_glue.binarize(warm, images, tmp_path / "warm", method=method)
+        assert run.codes_sha256 == expected.codes_sha256
+        assert torch.equal(warm(images), outputs) and not torch.equal(outputs, before)
+        torch_glue.save_packed(cold, tmp_path / "cold.safetensors")
+        other = small_net()
+        assert torch.equal(other(images), before)
+        torch_glue.load_packed(other, tmp_path / "cold.safetensors")
+        assert torch.equal(other(images), outputs)
