@@ -19,7 +19,7 @@ from torch_glue.checks import check_model
 from torch_glue.filters import NORMS
 from torch_glue.own_forwards import computed_otherwise
 from torch_glue.passes import evaluating, run_batch, run_model
-from torch_glue.places import Place, as_array, fill, places_of, writable
+from torch_glue.places import Place, as_array, fill, places_of, samples_first, writable
 from torch_glue.watch import Found, Seen, Watch, divided, norm_factor
 
 Shortcuts = str | bool | Mapping[str, str | tuple[str | None, str]]
@@ -106,6 +106,7 @@ class TorchNetwork:
         run = partial(self._run, batch, {}, None)
         self._otherwise = computed_otherwise(self._places, run)
         order, watch = self._first_pass(batch)
+        self._otherwise |= watch.otherwise if watch else set()
         self._calls = Counter(order)
         seen = watch.seen if watch else {}
         self._find_constants(seen, order)
@@ -209,7 +210,7 @@ class TorchNetwork:
                 f"layer {name}: this batch adds nothing to its output, as the first did: use "
                 "residual=False, or name the shortcuts"
             )
-        return as_array(value)
+        return as_array(self._places[name].with_samples(value))
 
     def write(self, name: str, weight: np.ndarray, constant: np.ndarray | None = None) -> None:
         """Replace a layer's weight, in place and in its own dtype.
@@ -354,17 +355,15 @@ class TorchNetwork:
         self, name: str, norm: str | None, source: str, batch: Any, binarized: bool
     ) -> Tensor | None:
         """A shortcut that was named: a module's output or input, over the norm's factor."""
-        module, _, which = source.partition(":")
-        target = self.model.get_submodule(module)
+        source_name, _, which = source.partition(":")
+        target = self.model.get_submodule(source_name)
         caught: list[Tensor] = []
 
         def entered(_: Any, args: tuple, kwargs: dict) -> None:
             caught.append((args or tuple(kwargs.values()))[0].detach().clone())
-            raise Found
 
         def left(_: Any, args: tuple, output: Any) -> None:
             caught.append((output if isinstance(output, Tensor) else output[0]).detach().clone())
-            raise Found
 
         if which:
             handle = target.register_forward_pre_hook(entered, with_kwargs=True)
@@ -375,9 +374,19 @@ class TorchNetwork:
                 self._run(batch, {}, None)
         finally:
             handle.remove()
-        if not caught or norm is None:
-            return caught[0] if caught else None
+        if len(caught) > 1:
+            raise ValueError(
+                f"residual: {source!r}, named for layer {name}, is called {len(caught)} times in a "
+                "pass: name what is called once, such as the module around it, or 'NAME:input'"
+            )
+        if not caught:
+            return None
         (value,) = caught
+        module = self._places[name].module
+        if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
+            value = samples_first(value)
+        if norm is None:
+            return value
         factor = norm_factor(self.model.get_submodule(norm))
         if value.dim() < 2 or value.shape[1] != len(factor):
             raise ValueError(

@@ -89,8 +89,9 @@ def attach(
     ------
     ValueError
         For a layer that is not there, is attached already, shares its weight with what is no layer
-        of its kind, has another shape or no finite weight, is binary but not as the run left it, or
-        a run's folder that is damaged; the model is then as before.
+        of its kind, has another shape or no finite weight, is binary but not as the run left it
+        (or not binary, where the run has intercepts), or a run's folder that is damaged; the model
+        is then as before.
 
     Examples
     --------
@@ -368,11 +369,18 @@ def _check_written(
     run: hashsolve.Run, result: Any, weight: Tensor, groups: int, codes: Tensor, alpha: Tensor
 ) -> None:
     """A weight that is binary must be what the run wrote, else attaching would change it; but for
-    one that was so in full precision."""
+    one that was so in full precision. So must one with constants, which else were not there."""
     rows = as_rows(weight, groups)
     written = codes * alpha.repeat_interleave(codes.shape[1] // alpha.shape[1], 1)
-    binary = group_length(rows) > 1 or bool((rows.abs() == 1).all())  # one input: if absorbed
-    if not binary or torch.allclose(rows, written, rtol=0.01, atol=0):
+    if torch.allclose(rows, written, rtol=0.01, atol=0):
+        return
+    if result.solution.intercept is not None:
+        raise ValueError(
+            f"{result.name}: the run has a constant for each of its filters, and this model is not "
+            "as the run left it: attach to the model that was binarised, or binarize this one with "
+            "the same run_dir first"
+        )
+    if group_length(rows) == 1 and not (rows.abs() == 1).all():  # one input: if absorbed
         return
     try:
         before = as_rows(_magnitudes_of(run, result, weight, groups).to(rows), groups)

@@ -97,11 +97,12 @@ class Place:
 
     def inputs(self, args: tuple, kwargs: dict) -> np.ndarray:
         """A copy of the input of one call of the module, with a sample axis."""
-        value = args[0] if args else kwargs["input"]
+        return as_array(self.with_samples(args[0] if args else kwargs["input"]))
+
+    def with_samples(self, value: Tensor) -> Tensor:
+        """Maps with a sample axis, also of one sample that came without."""
         kernel: Any = getattr(self.module, "kernel_size", None)
-        if kernel is not None and value.dim() == len(kernel) + 1:
-            value = value[None]
-        return as_array(value)
+        return value[None] if kernel is not None and value.dim() == len(kernel) + 1 else value
 
 
 class Transposed(Place):
@@ -191,7 +192,12 @@ class Projection(Place):
     def inputs(self, args: tuple, kwargs: dict) -> np.ndarray:
         """As `torch_glue.watch` sees them, (positions, samples, features), samples first."""
         (value,) = args
-        return as_array(value.transpose(0, 1) if value.dim() == 3 else value)
+        return as_array(samples_first(value))
+
+
+def samples_first(value: Tensor) -> Tensor:
+    """Of (positions, samples, features), samples first; of one sample's, as it is."""
+    return value.transpose(0, 1) if value.dim() == 3 else value
 
 
 def places_of(model: nn.Module) -> dict[str, Place]:

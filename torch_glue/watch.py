@@ -102,6 +102,7 @@ class Watch(TorchFunctionMode):
         self.seen: dict[str, Seen] = {}
         self.shortcut: Tensor | None = None
         self.projected: dict[str, Callable[..., Any]] = {}
+        self.otherwise: set[str] = set()  # projections that are made by other weights than theirs
         self._bits = {name: 1 << n for n, name in enumerate(places)}
         self._inside: str | None = None
         self._attention: str | None = None
@@ -260,6 +261,12 @@ class Watch(TorchFunctionMode):
         prefix, self._attention = self._attention, None
         if prefix is None:  # not called by a module: none of our layers
             return func(*args, **kwargs)
+        for part in (*PROJECTIONS, "out_proj"):
+            place, packed = self.places.get(prefix + part), given["in_proj_weight"]
+            used = packed if packed is not None and part != "out_proj" else given[f"{part}_weight"]
+            own = None if place is None else place.parameter
+            if own is not None and used.data_ptr() != own.data_ptr():
+                self.otherwise.add(prefix + part)
         names = dict(zip(("query", "key", "value"), PROJECTIONS, strict=True))
         for role, part in names.items():
             self.projected.get(prefix + part, lambda *_: None)(given[role])

@@ -840,3 +840,18 @@ def test_a_run_whose_scales_are_elsewhere_by_now_is_not_attached(tmp_path, input
         torch_glue.attach(model, run, magnitudes=full)
     torch_glue.attach(model, ["0"])
     torch.testing.assert_close(model(images), before)
+
+
+def test_constants_of_a_run_are_not_lost(tmp_path):
+    torch.manual_seed(0)
+    full = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+    model, again, inputs = copy.deepcopy(full), copy.deepcopy(full), torch.rand(100, 16)
+    run = torch_glue.binarize(model, inputs, tmp_path, method="dcc", intercept=True)
+    with pytest.raises(ValueError, match="0: the run has a constant for each of its filters"):
+        torch_glue.attach(again, run)
+    assert not nn.utils.parametrize.is_parametrized(again[0])
+    torch_glue.binarize(again, inputs, tmp_path, method="dcc", intercept=True)
+    outputs = model(inputs)
+    for each in (model, again):
+        torch_glue.attach(each, run)
+        assert torch.equal(each(inputs), outputs)

@@ -380,3 +380,102 @@ def test_constants_are_not_half_applied(tmp_path):
     run.apply(network)
     with torch.no_grad():
         assert not torch.equal(fresh.eval()(IMAGES), resnet().eval()(IMAGES))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_named_shortcut_of_attention_is_that_which_is_found(tmp_path, batch_first):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(8, 8)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+        def forward(self, x):
+            x = self.first(x)
+            return x + self.attention(x, x, x, need_weights=False)[0]
+
+    torch.manual_seed(0)
+    state, inputs = Encoder().state_dict(), [torch.randn(5, 12, 8) for _ in range(4)]
+    codes = []
+    for n, residual in enumerate(("auto", {"attention.out_proj": "first"}, False)):
+        model = Encoder()
+        model.load_state_dict(state)
+        run = torch_glue.binarize(model, inputs, tmp_path / str(n), method="dcc", residual=residual)
+        codes.append(run.codes_sha256)
+    assert codes[0] == codes[1] != codes[2]
+
+
+def test_a_named_module_that_is_called_twice_is_refused(tmp_path):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.relu = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.b(self.relu(self.a(x))) + x)
+
+    model = nn.Sequential(nn.Linear(4, 4), Block(), Block())
+    before = content(model[2].b.weight)
+    with pytest.raises(ValueError, match=r"'1.relu', named for layer 2.b, is called 2 times"):
+        torch_glue.binarize(
+            model, torch.randn(9, 4), tmp_path, method="dcc", residual={"2.b": "1.relu"}
+        )
+    assert content(model[2].b.weight) == before
+
+
+def test_shortcuts_of_single_samples_are_those_of_batches(tmp_path):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            return x + self.b(x)
+
+    torch.manual_seed(0)
+    state, images = Block().state_dict(), torch.randn(6, 3, 8, 8)
+    errors = []
+    for n, batches in enumerate(([images], list(images))):
+        model = Block()
+        model.load_state_dict(state)
+        run = torch_glue.binarize(model, batches, tmp_path / str(n), method="dcc", residual="auto")
+        assert run.report.summary["residual"] == ["b"]
+        errors.append([layer.relative_error for layer in run.layers])
+    np.testing.assert_allclose(*errors, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["in_proj_weight", "out_proj.weight"])
+def test_attention_that_computes_with_other_weights_is_refused_unless_skipped(tmp_path, part):
+    class Doubled(nn.MultiheadAttention):
+        def forward(self, x):
+            weights = {name: p * (1 + (name == part)) for name, p in self.named_parameters()}
+            own = dict(self.named_parameters())
+            own[part] = weights[part]
+            return nn.functional.multi_head_attention_forward(
+                x,
+                x,
+                x,
+                self.embed_dim,
+                self.num_heads,
+                own["in_proj_weight"],
+                own["in_proj_bias"],
+                None,
+                None,
+                False,
+                0.0,
+                own["out_proj.weight"],
+                own["out_proj.bias"],
+            )[0]
+
+    inputs = torch.randn(5, 7, 8)
+    model = nn.Sequential(Doubled(8, 2))
+    changed, plain = (
+        ("0.?_proj", "0.out_proj") if part == "in_proj_weight" else ("0.out_proj", "0.?_proj")
+    )
+    with pytest.raises(
+        ValueError, match=r"layer 0\.\w+_proj: the forward of Doubled gives another"
+    ):
+        torch_glue.binarize(model, inputs, tmp_path / "a", skip=[plain], method="sign")
+    run = torch_glue.binarize(model, inputs, tmp_path / "b", skip=[changed], method="sign")
+    assert len(run.layers) == (1 if changed == "0.?_proj" else 3)
