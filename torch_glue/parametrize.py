@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
@@ -245,13 +246,18 @@ def detach(model: nn.Module) -> list[str]:
                 "them: give each its own"
             )
         sharing[layer.module, layer.tensor] = layer
+    by_module: dict[nn.Module, list[str]] = defaultdict(list)
     for sharing in holders.values():
         for number, (module, tensor) in enumerate(sharing):
+            by_module[module].append(tensor)
             parametrizations: Any = module.parametrizations
             parametrizations[tensor].eval()  # nothing random, nothing left out
             _own_class(module)
             # the first leaves ±α in the parameter, which the others hold too
             parametrize.remove_parametrizations(module, tensor, leave_parametrized=not number)
+    for module, tensors in by_module.items():  # weights come first, as before
+        own = module._parameters
+        own.update({name: own.pop(name) for name in tuple(own) if name not in tensors})
     return list(found)
 
 

@@ -855,3 +855,15 @@ def test_constants_of_a_run_are_not_lost(tmp_path):
     for each in (model, again):
         torch_glue.attach(each, run)
         assert torch.equal(each(inputs), outputs)
+
+
+def test_detaching_keeps_the_order_of_the_parameters():
+    """An optimiser's state is loaded by it."""
+    model = nn.ModuleList([nn.Linear(4, 3), nn.Conv2d(3, 4, 3), nn.MultiheadAttention(8, 2)])
+    model.append(nn.MultiheadAttention(8, 2, kdim=6, vdim=4, add_bias_kv=True))
+    before, shapes = list(model.state_dict()), [p.shape for p in model.parameters()]
+    parts = ("q_proj", "k_proj", "v_proj", "out_proj")
+    torch_glue.attach(model, ["0", "1", *(f"{n}.{part}" for n in (2, 3) for part in parts)])
+    torch_glue.detach(model)
+    assert list(model.state_dict()) == before
+    assert [p.shape for p in model.parameters()] == shapes
