@@ -189,7 +189,8 @@ def verify(
     for t, (reached, why) in enumerate(levels):
         sound = loss[t] >= bound[t] - slack[t]
         if reached == wanted - 1 and require == "optimal" and sound:
-            better, why = _prove(problem, codes, t, loss[t], bound[t], tolerance[t])
+            limits = tolerance[t], excused[t]
+            better, why = _prove(problem, codes, t, loss[t], bound[t], *limits)
             bound[t] = max(bound[t], better - centring[t])
         if sound and loss[t] - bound[t] <= tolerance[t]:
             reached = LEVELS.index("optimal")
@@ -285,11 +286,17 @@ def _bounds(problem: Problem) -> tuple[np.ndarray, str]:
     unit = instance.loss_unit
     with Control("fast") as control:
         bound = certify(instance, control, dual_diagonals(instance, control))
-    return bound * unit * unit, "dual"
+    return (bound - instance.rounding) * unit * unit, "dual"
 
 
 def _prove(
-    problem: Problem, codes: np.ndarray, t: int, loss: float, bound: float, tolerance: float
+    problem: Problem,
+    codes: np.ndarray,
+    t: int,
+    loss: float,
+    bound: float,
+    tolerance: float,
+    excused: float,
 ) -> tuple[float, str]:
     """A better bound for one column by exact search; what stands against its optimality, if any."""
     if loss - bound <= tolerance:
@@ -299,7 +306,7 @@ def _prove(
     start, control = codes[:, t : t + 1], Control("thorough")
     found = solve_sums(problem.select([t]), "exact", start, control)
     bound = max(bound, float(found.lower_bound[0]))
-    if found.loss[0] < loss - tolerance:
+    if found.loss[0] < loss - excused:
         return bound, f"not optimal: codes with loss {found.loss[0]:.9g} < {loss:.9g} exist"
     return bound, f"not proven optimal: the best bound found is {bound:.9g}, the loss {loss:.9g}"
 

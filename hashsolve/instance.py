@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import numpy as np
 from scipy import linalg
 
 from hashsolve.dual import factorise, folded, safety_margin
+from hashsolve.kernels.twofold import divide
 from hashsolve.problem import Problem
 
 LARGE = 1500
@@ -34,6 +36,8 @@ class Instance:
     energy : (T,)
     free : bool
         Whether each column's scale is found (profiled out) or is 1.
+    cross_rest, energy_rest : (T, S'), (T,), or None
+        What the rounding of cross and energy lost, where a fixed scale is folded in.
     """
 
     gram: np.ndarray
@@ -46,6 +50,8 @@ class Instance:
     known_magnitude: np.ndarray | None
     scale_unit: np.ndarray
     loss_unit: np.ndarray
+    cross_rest: np.ndarray | None = None
+    energy_rest: np.ndarray | None = None
 
     @classmethod
     def of(cls, problem: Problem) -> Instance:
@@ -55,21 +61,18 @@ class Instance:
         half = (np.frexp(peak)[1] + 1) // 2  # inputs are measured in units of 2**half
         gram = problem.gram.copy() if live.all() else problem.gram[np.ix_(live, live)]
         np.ldexp(gram, -2 * half, out=gram)
-        cross = problem.cross[live].T
         dead_pull = problem.cross[~live]
+        cross_rest = energy_rest = None
         if problem.fixed_scales is None:
             exponent = (np.frexp(problem.energy)[1] + 1) // 2
             target_unit = np.ldexp(1.0, exponent)
-            cross = np.ldexp(cross, -(half + exponent)[:, None])
+            cross = np.ldexp(problem.cross[live].T, -(half + exponent)[:, None])
             energy = np.ldexp(problem.energy, -2 * exponent)
             scale_unit = np.ldexp(1.0, exponent - half)
         else:
             scale_unit = problem.fixed_scales
-            cross = np.ldexp(cross, -2 * half) / scale_unit[:, None]
             target_unit = np.ldexp(scale_unit, half)
-            energy = problem.energy / target_unit / target_unit
-            # an input that has left still pulls in a quadratic programme, with its best bit
-            energy = energy - 2 * np.abs(dead_pull).sum(axis=0) / target_unit / np.ldexp(1.0, half)
+            cross, energy, cross_rest, energy_rest = _folded(problem, live, half)
         weights = problem.weights
         dead_codes = np.where(dead_pull != 0, signs(dead_pull), 1).astype(np.int8)
         magnitude = None
@@ -89,13 +92,23 @@ class Instance:
             known_magnitude=magnitude,
             scale_unit=scale_unit,
             loss_unit=target_unit,
+            cross_rest=cross_rest,
+            energy_rest=energy_rest,
         )
 
     def column(self, t: int) -> Instance:
         """One column of it."""
-        names = ("cross", "energy", "known_weights", "known_magnitude", "scale_unit", "loss_unit")
-        rows = {name: getattr(self, name) for name in names}
+        sums = ("cross", "energy", "cross_rest", "energy_rest")
+        others = ("known_weights", "known_magnitude", "scale_unit", "loss_unit")
+        rows = {name: getattr(self, name) for name in (*sums, *others)}
         return replace(self, **{name: v[t : t + 1] for name, v in rows.items() if v is not None})
+
+    @property
+    def rounding(self) -> np.ndarray:
+        """By how much folding a fixed scale in may have changed the loss of any codes, (T,)."""
+        if self.cross_rest is None or self.energy_rest is None:
+            return np.zeros_like(self.energy)
+        return np.abs(self.energy_rest) + 2 * np.abs(self.cross_rest).sum(axis=1)
 
     @property
     def large(self) -> bool:
@@ -145,6 +158,26 @@ class Instance:
         whole[self.live] = codes.T
         whole[~self.live] = self.dead_codes
         return whole
+
+
+def _folded(problem: Problem, live: np.ndarray, half: int) -> tuple[np.ndarray, ...]:
+    """cross and energy in units of which the fixed scale is one, and what their rounding lost."""
+    assert problem.fixed_scales is not None
+    scale, exponent = np.frexp(problem.fixed_scales)  # a power of two has the scale 1/2
+    cross = np.ldexp(np.ascontiguousarray(problem.cross.T), -(2 * half + exponent)[:, None])
+    energy = np.ldexp(problem.energy, -2 * (half + exponent))[:, None]
+    cross_rest, energy_rest = np.empty_like(cross), np.empty_like(energy)
+    divide(cross, scale, cross_rest)
+    divide(energy, scale, energy_rest)
+    terms = np.hstack([energy, energy_rest])
+    rest = np.empty_like(terms)
+    divide(terms, scale, rest)
+    # an input that has left still pulls in a quadratic programme, with its best bit
+    best = -2 * np.sign(cross[:, ~live])
+    terms = np.hstack([terms, rest, best * cross[:, ~live], best * cross_rest[:, ~live]])
+    total = np.array([math.fsum(row) for row in terms])
+    lost = np.array([math.fsum([*row, -e]) for row, e in zip(terms, total, strict=True)])
+    return cross[:, live], total, cross_rest[:, live], lost
 
 
 def signs(values: np.ndarray) -> np.ndarray:

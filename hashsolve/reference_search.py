@@ -192,6 +192,14 @@ def fixed_loss(gram, cross, energy, bits):
     return math.fsum([energy, *(-2.0 * bits * cross), *(np.outer(bits, bits) * gram).ravel()])
 
 
+def divide(values, divisors, rest):
+    """Every quotient and its rounding in exact fractions, rounded once."""
+    for t, i in np.ndindex(values.shape):
+        quotient = Fraction(values[t, i]) / Fraction(divisors[t])
+        values[t, i] = float(quotient)
+        rest[t, i] = float(quotient - Fraction(values[t, i]))
+
+
 def about_means(total, first, second, weight):
     """Every entry in exact fractions, rounded once."""
     for i, j in np.ndindex(total.shape):

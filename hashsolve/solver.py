@@ -172,6 +172,7 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
     bound, bound_name = outcome.bound, outcome.bound_name
     if bound is None:
         bound, bound_name = cheap_bounds(instance, control)
+    bound = bound - instance.rounding
     computed = loss.copy()
     if instance.free:
         loss[(loss < 0) & (loss > -noise)] = 0.0  # more would show inconsistent sums

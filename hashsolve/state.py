@@ -56,9 +56,11 @@ class State:
     def fixed_loss(self, columns: np.ndarray) -> np.ndarray:
         """The loss of some columns at a fixed scale, rounded once: its terms may be far larger."""
         one = self.instance
-        return np.array(
-            [
-                fixed_loss(one.gram, one.cross[t], one.energy[t], self.codes[t].astype(float))
-                for t in columns
-            ]
-        )
+        loss = [
+            fixed_loss(one.gram, one.cross[t], one.energy[t], self.codes[t].astype(float))
+            for t in columns
+        ]
+        if one.cross_rest is None or one.energy_rest is None:
+            return np.array(loss)
+        rest = np.einsum("ts,ts->t", one.cross_rest[columns], self.codes[columns])
+        return loss + one.energy_rest[columns] - 2 * rest

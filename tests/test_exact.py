@@ -264,6 +264,66 @@ def test_terms_far_larger_than_the_loss(size, unit, large, seed, method):
     assert not s.optimal[0] or own == least
 
 
+def fixed_losses(p):
+    """The loss of every code at the fixed scale of column 0, in fractions; codes and losses."""
+    whole = np.vectorize(Fraction, otypes=[object])
+    codes = all_codes(p.inputs)
+    b, scale = codes.astype(object), Fraction(float(p.fixed_scales[0]))
+    pull = whole(p.cross[:, 0]) @ b
+    square = (b * (whole(p.gram) @ b)).sum(axis=0)
+    return codes, Fraction(float(p.energy[0])) - 2 * scale * pull + scale**2 * square
+
+
+def check_fixed(p, s):
+    """Bound, loss and proof, against fractions."""
+    codes, loss = fixed_losses(p)
+    least = loss.min()
+    own = loss[(codes == s.codes).all(axis=0)][0]
+    scale, gram = p.fixed_scales[0], np.abs(p.gram).sum()
+    size = p.energy[0] + scale**2 * gram + 2 * scale * np.abs(p.cross).sum()
+    rounding = 1e-15 * abs(own) + 1e-30 * size
+    assert s.lower_bound[0] <= least + rounding
+    assert not s.optimal[0] or own - least <= 1e-9 * max(p.energy[0], abs(own)) + rounding
+    assert (s.status is hs.Status.OPTIMAL) == s.optimal[0]
+    assert abs(s.loss[0] - own) <= rounding
+    claims = {"claimed_loss": s.loss, "claimed_bound": s.lower_bound}
+    why = hs.verify(p, s.codes, s.scales, require="optimal", **claims).violations
+    assert s.optimal[0] or not why or "not proven optimal" in why[0]
+
+
+@pytest.mark.parametrize("method", ["exact", "auto"])
+@pytest.mark.parametrize(
+    ("large", "seed"),
+    [(1e6, 0), (1e10, 0), (1e13, 0), (3e16, 35), (3e16, 44), (1e17, 0), (1e17, 39)],
+)
+def test_scales_that_are_no_power_of_two_round(seed, large, method):
+    """Terms cancel, so that what dividing by the scale loses is as large as the loss."""
+    rng = np.random.default_rng(seed)
+    v = rng.integers(1, 4, 6).astype(float)
+    scale = float(rng.uniform(0.1, 0.9))
+    a = rng.normal(size=(6, 6))
+    cross = large * scale * v + rng.normal(size=6)
+    p = hs.Problem(large * np.outer(v, v) + a @ a.T, cross, [0.0], fixed_scales=scale)
+    s = hs.solve(p, method)
+    check_fixed(p, s)
+    assert large > 1e6 or s.optimal[0]
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("live", [0, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_inputs_that_have_left_pull_rounds(seed, live, scale):
+    rng = np.random.default_rng(seed)
+    gram = np.zeros((9, 9))
+    a = rng.normal(size=(live, live))
+    gram[:live, :live] = a @ a.T
+    cross = rng.normal(size=9)
+    cross[live:] += 1e15 * rng.uniform(1, 2, 9 - live)
+    energy = 2 * scale * cross[live:].sum()
+    p = hs.Problem(gram, cross, [energy], fixed_scales=scale)
+    check_fixed(p, hs.solve(p, "exact"))
+
+
 @pytest.mark.parametrize("seed", [26, 31, 37])
 def test_rounding_counts_where_nothing_is_left_to_search(seed, branching, monkeypatch):
     """Every code fixed in turn, as where no diagonal can be proven, of inputs that all but

@@ -321,6 +321,11 @@ def test_twofold(seed):
     assert twofold.fixed_loss(gram, cross, energy, bits) == pytest.approx(
         reference_search.fixed_loss(gram, cross, energy, bits), rel=4e-16, abs=0
     )
+    both, rests = np.stack([gram, gram]), np.empty((2, size, size))
+    for module, values, rest in zip((twofold, reference_search), both, rests, strict=True):
+        module.divide(values, np.abs(cross), rest)
+    np.testing.assert_array_equal(both[0], both[1])
+    np.testing.assert_allclose(rests[0], rests[1], rtol=1e-15, atol=0)
     first, second, weight = gram[0], cross[: size // 2 + 1], float(rng.uniform(0.1, 1e6))
     total = np.outer(first, second) / weight * (1 + 1e-14 * rng.normal(size=(size, len(second))))
     wanted = total.copy()

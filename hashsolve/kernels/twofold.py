@@ -56,6 +56,17 @@ def fixed_loss(gram, cross, energy, bits):
 
 
 @njit(cache=True, nogil=True)
+def divide(values, divisors, rest):
+    """values[t] /= divisors[t]; rest[t] is what the rounding of those quotients lost."""
+    for t in range(values.shape[0]):
+        for i in range(values.shape[1]):
+            quotient = values[t, i] / divisors[t]
+            product, low = _multiply(quotient, divisors[t])
+            rest[t, i] = ((values[t, i] - product) - low) / divisors[t]
+            values[t, i] = quotient
+
+
+@njit(cache=True, nogil=True)
 def _less(total, first, second, weight):
     """total − first second / weight, rounded once."""
     product, product_low = _multiply(first, second)
