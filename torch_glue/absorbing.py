@@ -87,7 +87,8 @@ def absorb_scales(
         raise ValueError("layers: names none")
     if not scales:
         raise ValueError(
-            "no layer's weight is exactly ±α in each filter: binarise first, and detach(model)"
+            "no layer's weight is exactly ±α in each filter: binarise first, with one scale a "
+            "filter, and detach(model)"
         )
     given: tuple[dict[str, str], dict[str, str], set[str]] = (dict(followers or {}), {}, set())
     found, refused, used = followers_of(model, scales) if followers is None else given
@@ -118,11 +119,11 @@ def _why_not(modules: dict[str, nn.Module], follower: str | None) -> str | None:
 def _refusal(refused: Mapping[str, str], others: list[str]) -> str:
     """What to say of all layers that have no BatchNorm to take their scales."""
     (name, why), *more = ((name or "the model", why) for name, why in refused.items())
-    nor = f"; nor can {', '.join(name for name, _ in more)}" if more else ""
-    left = f"; the others can: layers={others}" if others else ""
+    likewise = f"; likewise {', '.join(name for name, _ in more)}" if more else ""
+    left = f"; the others can be absorbed: layers={others}" if others else ""
     return (
-        f"{name}: {why}: its scales cannot be absorbed, unless all that the network does with its "
-        f"weight and bias is linear and goes to a BatchNorm that followers names{nor}{left}"
+        f"{name}: {why}: leave it out of layers, or name the BatchNorm, by followers, if all that "
+        f"is done with its weight and bias is linear and goes there{likewise}{left}"
     )
 
 

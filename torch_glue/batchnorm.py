@@ -55,7 +55,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
     (tensor([2.]), tensor([2.]))
     """
     check_model(model)
-    norms = running_norms(model)
+    norms: list[Any] = running_norms(model)
     names = {module: name for name, module in model.named_modules()}
     seen: dict[Any, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in norms}
 

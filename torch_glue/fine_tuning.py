@@ -28,6 +28,7 @@ from torch_glue.passes import (
     random_state_kept,
     run_batch,
     run_model,
+    unwrapped,
 )
 from torch_glue.resuming import (
     copied_state,
@@ -250,8 +251,8 @@ def finetune(
     hardening = checks.number(hardening, "hardening", 1)
     temperature = checks.positive(checks.number(temperature, "temperature"), "temperature")
     shares = [checks.number(share, "shares", 1) for share in _listed(shares)]
-    if not shares or 0 in shares:
-        raise ValueError(f"shares: must be in (0, 1], got {shares}")
+    if not shares or 0 in shares or shares != sorted(shares):
+        raise ValueError(f"shares: must be in (0, 1] and not fall, got {shares}")
     calls = {"optimizer": optimizer, "loss": loss, "evaluate": evaluate, "progress": progress}
     for name, call in calls.items():
         if not callable(call) and (call is not None or name == "optimizer"):
@@ -271,7 +272,8 @@ def finetune(
     for group in stepper.param_groups:
         group["peak"] = group["lr"]
     criterion = loss or cross_entropy
-    distils, usual = teacher is not None and distillation > 0, 1 if loss is None else -1
+    if distillation == 0:
+        teacher = None
     if loss is None and class_axis is None:
         class_axis = 1
 
@@ -284,20 +286,34 @@ def finetune(
     def step_loss(batch: Any) -> Tensor:
         outputs = run_model(run_batch, model, batch, "loader: the model")
         value = loss_of(criterion, outputs, batch)
-        if teacher is None or not distils:
+        if teacher is None:
             return value
         apart = distance(outputs, run_teacher(teacher, batch), temperature, class_axis)
         return (1 - distillation) * value + distillation * apart
 
-    given = [option is not None for option in (teacher, loss, evaluate, recalibrate)]
-    settings = digest(
-        [epochs, per_epoch, *rates.values(), weight_decay, warmup, distillation, temperature]
-        + [freeze_batchnorm, shares, keep, seed, given, optimizer_settings(stepper)]
-        + ([hardening] if hardening else [])
-        + ([["class_axis", class_axis]] if distils and class_axis not in (None, usual) else [])
-        + [[name, str(p.shape)] for name, p in model.named_parameters()]
-        + [None if teacher is None else state_digest(teacher.state_dict())]
-    )
+    settings = {
+        "epochs": epochs,
+        "loader": per_epoch,
+        "lr": lr,
+        "scale_lr": scale_lr,
+        "other_lr": other_lr,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "optimizer": digest(optimizer_settings(stepper)),
+        "loss": loss is not None,
+        "teacher": None if teacher is None else state_digest(teacher.state_dict()),
+        "distillation": distillation,
+        "temperature": temperature,
+        "class_axis": None if teacher is None else class_axis,
+        "freeze_batchnorm": freeze_batchnorm,
+        "recalibrate": recalibrate is not None,
+        "shares": shares,
+        "hardening": hardening,
+        "evaluate": evaluate is not None,
+        "keep": keep,
+        "seed": seed,
+        "model": digest([[name, str(p.shape)] for name, p in model.named_parameters()]),
+    }
     start = state_digest(model.state_dict())
     modes = [(module, module.training) for module in model.modules()]
     state = load_state(checkpoint, settings, start)
@@ -380,6 +396,11 @@ def _check_objects(
             raise ValueError(f"{tensor_name}: has no size yet: run the model on a batch first")
     if teacher is not None:
         check_model(teacher, "teacher")
+        if unwrapped(teacher)[0] is unwrapped(model)[0]:
+            raise ValueError(
+                "teacher: is the model itself: give the network in full precision, such as a copy "
+                "that was made before it was binarised"
+            )
     if isinstance(loader, data.Dataset) and not isinstance(loader, data.IterableDataset):
         raise ValueError(
             "loader: give batches: a torch.utils.data.DataLoader of this data set, with "

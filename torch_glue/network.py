@@ -78,6 +78,8 @@ class TorchNetwork:
         shortcuts: Shortcuts = "auto",
     ):
         check_model(model)
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ValueError("model: is scripted: give the module that it was made of")
         self.model = model
         self.remarks: list[str] = []
         self._forward = forward or run_batch
@@ -277,6 +279,8 @@ class TorchNetwork:
                 f"layer {name}: its weight is computed from other tensors (a parametrization, "
                 "weight_norm, pruning): remove that first, or add it to skip"
             )
+        if weight.is_complex():
+            raise ValueError(f"layer {name}: its weight is complex: add it to skip")
         if weight.is_meta:
             raise ValueError(f"layer {name}: its weight is on the meta device: load values first")
         if name in self._otherwise:

@@ -34,6 +34,7 @@ from torch_glue.filters import (
     group_length,
     transposed_groups,
 )
+from torch_glue.passes import unwrapped
 from torch_glue.places import Place, places_of, state_name
 
 SCALES = ("trained", "fixed", "mean", "none")
@@ -304,7 +305,9 @@ def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, li
     for number, name in enumerate(names):
         if name not in places:
             if name not in known:
-                raise ValueError(f"layers: the model has no module {name!r}")
+                inner, _ = unwrapped(model)
+                hint = ": it is wrapped; attach to what is within" if inner is not model else ""
+                raise ValueError(f"layers: the model has no module {name!r}{hint}")
             kind = type(known[name]).__name__
             raise ValueError(f"layers: {name} is a {kind}, which has no codes")
         if name in names[:number]:
@@ -318,6 +321,8 @@ def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, li
         weight = place.parameter
         if weight is None or not place.own(weight).isfinite().all():
             raise ValueError(f"{name}: its weight is computed from other tensors, or not finite")
+        if weight.is_complex():
+            raise ValueError(f"{name}: its weight is complex, and has no signs")
         if weight.is_inference():
             raise ValueError(
                 f"{name}: its weight was made in inference mode, and cannot be trained: load the "

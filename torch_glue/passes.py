@@ -36,8 +36,21 @@ def batches_of(images: Any, name: str = "images") -> Iterable[Any]:
         raise ValueError(
             f"{name}: a {type(images).__name__} is no iterable of batches; one batch is [batch]"
         )
+    if isinstance(images, (list, tuple)) and _are_images_and_labels(images):
+        raise ValueError(
+            f"{name}: (images, labels) are taken for two batches: give images alone; one batch is "
+            "[(images, labels)]"
+        )
     check_batches(images, name)
     return data.DataLoader(images, BATCH) if isinstance(images, data.Dataset) else images
+
+
+def _are_images_and_labels(batches: list | tuple) -> bool:
+    """Whether two tensors are more probably one batch than two."""
+    if len(batches) != 2 or not all(isinstance(part, (np.ndarray, Tensor)) for part in batches):
+        return False
+    images, labels = batches
+    return labels.ndim == 1 < images.ndim and len(labels) == len(images)
 
 
 @contextmanager
@@ -157,6 +170,18 @@ def run_model(
                     f"{who} takes {what} a batch gives ({error}); give batches that are mappings "
                     "of its arguments, with labels beside them: (mapping, labels)"
                 ) from error
+        raise
+    except ValueError as error:  # of torch's layers, which do not say whose input it is
+        if "more than 1 value per channel" in str(error):
+            raise ValueError(
+                f"{who} takes no batch of one sample as it trains ({error}); leave out what does "
+                "not fill a batch, by drop_last=True"
+            ) from error
+        if "D input (got" in str(error):
+            raise ValueError(
+                f"{who} does not take what it is given ({error}); give batches, whose first axis "
+                "is that of the samples"
+            ) from error
         raise
     except RuntimeError as error:
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hashsolve.files import atomic, digest
 
-FORMAT = 2
+FORMAT = 3
 
 
 def copied_state(model: nn.Module) -> dict[str, Any]:
@@ -45,7 +45,9 @@ def save_state(
         torch.save(state | {"format": FORMAT}, part)
 
 
-def load_state(path: str | PathLike | None, settings: str, start: str) -> dict[str, Any] | None:
+def load_state(
+    path: str | PathLike | None, settings: dict[str, Any], start: str
+) -> dict[str, Any] | None:
     """A checkpoint of these settings and this start, if there is one.
 
     Raises
@@ -57,13 +59,17 @@ def load_state(path: str | PathLike | None, settings: str, start: str) -> dict[s
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found, began = (state["format"], state["settings"]), state.get("start")
+        version, found, began = state["format"], state["settings"], state["start"]
     except Exception as error:  # a damaged file raises nearly anything
         raise ValueError(f"{path}: damaged, or not a checkpoint; remove it ({error})") from error
-    if found != (FORMAT, settings):
+    if version != FORMAT:
         raise ValueError(
-            f"{path}: a checkpoint of other settings or another model; name another file, or "
-            "remove it"
+            f"{path}: a checkpoint of another version; name another file, or remove it"
+        )
+    if other := [name for name in settings if found.get(name) != settings[name]]:
+        raise ValueError(
+            f"{path}: a checkpoint of other settings or another model ({', '.join(other)}); name "
+            "another file, or remove it"
         )
     # the best is what an interrupted call left in the model
     if start != began and ("best" not in state or start != state_digest(state["best"])):

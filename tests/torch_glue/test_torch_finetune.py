@@ -163,8 +163,8 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
             torch_glue.finetune(model, make_loader(), checkpoint=path, **options)
         assert before == bits(model)
 
-    refused("other settings", lr=2e-3)
-    refused("other settings", lr=1e-3, epochs=2)
+    refused(r"other settings or another model \(lr, ", lr=2e-3)
+    refused(r"other settings or another model \(epochs\)", lr=1e-3, epochs=2)
     refused("other settings", make_model(scales="fixed"), lr=1e-3)
     for options in (
         {"optimizer": functools.partial(torch.optim.Adam, betas=(0.8, 0.9))},
@@ -528,6 +528,7 @@ def test_latents_are_clipped_after_each_step():
         ("keep", {"keep": "first"}),
         ("shares", {"shares": (0.0, 1.0)}),
         ("shares", {"shares": ()}),
+        ("shares: .* not fall", {"shares": (1, 0.5)}),
         ("distillation", {"distillation": 1.5}),
         ("temperature", {"temperature": 0}),
         ("warmup", {"warmup": -1}),
@@ -643,7 +644,6 @@ def test_the_axis_of_classes_is_part_of_a_checkpoint_where_it_matters(tmp_path):
 
     first = tmp_path / "own.pt"
     run(None, first)
-    run(-1, first)  # as before there was a choice
     with pytest.raises(ValueError, match="other settings"):
         run(1, first)
     second = tmp_path / "undistilled.pt"
@@ -698,9 +698,9 @@ def test_models_and_loaders_that_cannot_be_used():
     for kind, given in (("int", 5), ("NoneType", None)):
         with pytest.raises(ValueError, match=f"loader: must give batches, got a {kind}"):
             torch_glue.finetune(make_model(), given)
-    flat = nn.Sequential(make_model(), nn.Flatten(0))
+    flat, other = (nn.Sequential(make_model(), nn.Flatten(0)) for _ in range(2))
     with pytest.raises(ValueError, match="distillation: needs outputs with an axis of classes"):
-        torch_glue.finetune(flat, make_loader(), teacher=flat, loss=lambda y, _: y.mean())
+        torch_glue.finetune(flat, make_loader(), teacher=other, loss=lambda y, _: y.mean())
     with pytest.raises(ValueError, match="no batches"):
         torch_glue.finetune(make_model(), [])
     with pytest.raises(ValueError, match="only once"):
@@ -742,3 +742,19 @@ def test_models_and_loaders_that_cannot_be_used():
             evaluate=lambda model: 0.0,
         )
     assert model.training
+
+
+def test_the_model_is_no_teacher_of_its_own():
+    model = make_model()
+    for teacher in (model, nn.DataParallel(model)):
+        with pytest.raises(ValueError, match="teacher: is the model itself"):
+            torch_glue.finetune(model, make_loader(), epochs=1, teacher=teacher)
+
+
+def test_a_last_batch_of_one_sample_is_told():
+    inputs = torch.randn(17, 6)
+    loader = DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 16)
+    with pytest.raises(
+        ValueError, match=r"loader: the model takes no batch of one.*drop_last=True"
+    ):
+        torch_glue.finetune(make_model(), loader, epochs=1, lr=0.01)

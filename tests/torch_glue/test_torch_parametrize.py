@@ -867,3 +867,8 @@ def test_detaching_keeps_the_order_of_the_parameters():
     torch_glue.detach(model)
     assert list(model.state_dict()) == before
     assert [p.shape for p in model.parameters()] == shapes
+
+
+def test_of_wrapped_models_what_is_within_is_attached():
+    with pytest.raises(ValueError, match="no module '0': it is wrapped; attach to what is within"):
+        torch_glue.attach(nn.DataParallel(nn.Sequential(nn.Linear(4, 3))), ["0"])

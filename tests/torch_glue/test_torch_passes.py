@@ -2,6 +2,7 @@
 """TorchNetwork: geometry, order, early stop, both kinds of pass, and a model left as found."""
 
 import contextlib
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from torch_support import Wandering, content, mlp, record, small_images, small_net
 
 import hashsolve
+import torch_glue
 from torch_glue import TorchNetwork
 from torch_glue.passes import batches_of, run_batch, run_model, to_device
 
@@ -366,3 +368,32 @@ def test_a_mapping_before_labels_is_passed_as_it_is_where_it_names_no_arguments(
     model = kind(OfMapping()) if kind is nn.DataParallel else kind()
     batch = {"x": torch.ones(4, 3), "mask": torch.ones(4)}
     assert run_model(run_batch, model, (batch, torch.zeros(4))).shape == (4, 2)
+
+
+def test_images_and_labels_are_no_two_batches(tmp_path):
+    images, labels = small_images(), torch.zeros(len(small_images()), dtype=torch.long)
+    for batch in ((images, labels), [images.numpy(), labels.numpy()]):
+        with pytest.raises(
+            ValueError, match=r"images: \(images, labels\) are taken for two batches"
+        ):
+            torch_glue.binarize(small_net(), batch, tmp_path, method="sign")
+    torch_glue.binarize(small_net(), [(images, labels)], tmp_path, method="sign")
+
+
+def test_single_images_are_told_from_batches(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match=r"images: the model does not take.*give batches"):
+        torch_glue.binarize(model, list(torch.randn(4, 3, 8, 8)), tmp_path, method="sign")
+
+
+def test_scripted_models_and_complex_weights_are_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(small_net())
+    with pytest.raises(ValueError, match="model: is scripted"):
+        torch_glue.binarize(scripted, small_images(), tmp_path, method="sign")
+    model = nn.Sequential(nn.Linear(4, 3, dtype=torch.cfloat))
+    with pytest.raises(ValueError, match="layer 0: its weight is complex"):
+        torch_glue.binarize(model, [torch.ones(5, 4, dtype=torch.cfloat)], tmp_path, method="sign")
+    with pytest.raises(ValueError, match="0: its weight is complex"):
+        torch_glue.attach(model, ["0"])
