@@ -247,7 +247,7 @@ def _patterns(names: Sequence[str]) -> list[str]:
 def _obstacle(layer: Layer, layers: dict[str, Layer], skipped: set[str]) -> str | None:
     """What keeps a layer from being binarised."""
     if layer.calls == 0:
-        return "is not reached by the calibration data"
+        return "is not reached by the first batch"
     sharers = [other for other in layers.values() if other.shares == layer.name]
     if layer.shares is not None:
         if layer.shares not in layers:

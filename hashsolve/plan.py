@@ -138,6 +138,10 @@ def _weight_digest(network: Network, layer: Layer) -> str:
             f"layer {layer.name}: weight() has shape {np.shape(weight)}, but layers() says "
             f"{tuple(layer.shape)}"
         )
+    if not np.isfinite(weight).all():
+        raise ValueError(
+            f"layer {layer.name}: its weight holds what is not finite: mend it, or add it to skip"
+        )
     return digest(weight)
 
 

@@ -120,9 +120,10 @@ def refit(
             raise ValueError(f"reference: its layer {layer.name} is missing, or another one")
     if all(same_inputs(network, reference, layer, batch) for layer in found):
         raise ValueError(
-            "network: these layers have the inputs that they have in the reference: nothing before "
-            "them is binarised (an adapter that has written puts weights back when it is used "
-            "again: run.apply(network), then make a new one)"
+            "network: these layers have the inputs that they have in the reference: is it the "
+            "binarised network, binarised before them, and not the reference itself? (An adapter "
+            "that has written puts weights back when it is used again: run.apply(network), then "
+            "make a new one)"
         )
     for layer in found:
         weight = network.weight(layer.name)

@@ -137,6 +137,9 @@ class RunFolder:
         if "settings" in differ and isinstance(before, dict):
             others = ", ".join(k for k, v in settings.items() if before.get(k) != v)
             differ[differ.index("settings")] += f" ({others})"
+        if "geometry" in differ:  # weights are those of the layers that are binarised
+            differ = [name for name in differ if name not in ("geometry", "weights")]
+            differ.insert(0, "layers (skip, or their shapes)")
         if differ:
             raise ValueError(
                 f"{self.path}: holds a run with other {' and '.join(differ)}; use another run_dir, "

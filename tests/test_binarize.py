@@ -425,8 +425,8 @@ class Retuned(NumpyNetwork):
     [
         ({"network": network(seed=5)}, "weights"),
         ({"network": Retuned()}, "weights"),
-        ({"network": network(padding_mode="circular")}, "geometry"),
-        ({"network": network(stride=1)}, "geometry"),
+        ({"network": network(padding_mode="circular")}, r"layers \(skip, or their shapes\)"),
+        ({"network": network(stride=1)}, r"layers \(skip, or their shapes\)"),
         ({"calibration": calibration(seed=2)}, "calibration data"),
         ({"calibration": calibration()[:2]}, "calibration data"),
         ({"method": "dcc"}, r"settings \(method\)"),
@@ -435,7 +435,7 @@ class Retuned(NumpyNetwork):
         ({"seed": 1}, r"settings \(seed\)"),
         ({"dtype": "float64"}, r"settings \(dtype\)"),
         ({"precision": "single"}, r"settings \(precision\)"),
-        ({"skip": ["fc"]}, "weights and geometry"),
+        ({"skip": ["fc"]}, r"layers \(skip, or their shapes\)"),
         ({"network": network(5), "seed": 1}, r"weights and settings \(seed\)"),
     ],
 )
@@ -660,7 +660,7 @@ class Unreached(NumpyNetwork):
 
 def test_a_layer_that_is_not_reached_is_refused(finished, tmp_path):
     net = Unreached(network().steps)
-    with pytest.raises(ValueError, match=r"layer spare is not reached by the calibration data"):
+    with pytest.raises(ValueError, match=r"layer spare is not reached by the first batch"):
         hs.binarize(net, calibration(), tmp_path / "run")
     same_run(hs.binarize(net, calibration(), tmp_path / "run", skip=["spare"]), finished[0])
 
@@ -854,3 +854,12 @@ def test_a_report_that_cannot_be_written_undoes_the_run(tmp_path):
         hs.binarize(net, calibration(), run_dir, method="dcc")
     for name, weight in before.items():
         np.testing.assert_array_equal(net.products[name].weight, weight)
+
+
+def test_weights_that_are_not_finite_are_told_by_their_layer(tmp_path):
+    broken = network()
+    weight = broken.weight("fc").copy()
+    weight[0, 0] = np.nan
+    broken.weight = lambda name: weight if name == "fc" else type(broken).weight(broken, name)
+    with pytest.raises(ValueError, match="layer fc: its weight holds what is not finite"):
+        hs.binarize(broken, calibration(), run_dir=tmp_path)
