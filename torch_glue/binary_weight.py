@@ -34,8 +34,9 @@ class BinaryWeight(nn.Module):
                          filters is binarised and the others keep their latents; drawn without
                          replacement, with probability ∝ 1 / (‖W − Q‖₁ / ‖W‖₁) (Dong et al.,
                          arXiv:1708.01001, section 3: filter-wise, linear function). Gradients of
-                         both are of one scale, as there: here α times those of the weight, which
-                         Adam divides out; there one times
+                         both are of one scale, as there (here α times those of the weight, which
+                         Adam divides out; there one times), but for that of mean |latent| which
+                         binarised filters have too
     ===================  ==============================================================
 
     While ``hardness`` holds a number h, training passes have tanh(h · latent / m) in place of the
