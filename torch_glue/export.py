@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hashsolve.files import atomic
 from torch_glue.checks import check_model, check_target
+from torch_glue.network import _no_fused_attention
 from torch_glue.parametrize import detach
 from torch_glue.passes import evaluating
 
@@ -53,7 +54,7 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
         single = (isinstance(x, Tensor) and x.dim() > 0 and len(x) == 1 for x in args)
         if all(single):  # an axis of 1 would be taken to be always 1
             args = tuple(torch.cat([x, x]) for x in args)
-    with evaluating(model), atomic(path) as part, _quiet():
+    with evaluating(model), _no_fused_attention(), atomic(path) as part, _quiet():
         torch.onnx.export(model, args, part, external_data=False, verbose=False, **options)
 
 

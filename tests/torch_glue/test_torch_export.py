@@ -59,13 +59,39 @@ def test_any_number_of_samples_after_an_example_of_one(tmp_path, count):
     torch.manual_seed(1)
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     torch_glue.export_onnx(model, tmp_path / "model.onnx", torch.randn(count, 5, 8))
-    session = runtime.InferenceSession(tmp_path / "model.onnx")
-    name = session.get_inputs()[0].name
+    check(model, tmp_path / "model.onnx", lambda model, x: model(x), (5, 8))
+
+
+class ClassToken(nn.Module):
+    """Its sequences are one longer than those that are given, as a ViT's."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(torch.cat([self.token.expand(len(x), -1, -1), x], 1))
+
+
+def check(model, path, call, *shapes):
+    """onnxruntime computes what the call gives, of any number of samples of these shapes."""
+    session = runtime.InferenceSession(path)
+    names = [given.name for given in session.get_inputs()]
     for samples in (1, 2, 5):
-        inputs = torch.randn(samples, 5, 8)
-        (found,) = session.run(None, {name: inputs.numpy()})
+        inputs = [torch.randn(samples, *shape) for shape in shapes]
+        feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        (found,) = session.run(None, feed)
         with torch.no_grad():
-            np.testing.assert_allclose(found, model(inputs).numpy(), atol=1e-5)
+            np.testing.assert_allclose(found, call(model, *inputs).numpy(), atol=1e-5)
+
+
+def test_an_encoder_behind_a_class_token(tmp_path):
+    """Without gradients, torch would fuse it."""
+    torch.manual_seed(2)
+    model = ClassToken().eval()
+    torch_glue.export_onnx(model, tmp_path / "model.onnx", torch.randn(2, 5, 8))
+    check(model, tmp_path / "model.onnx", lambda model, x: model(x), (5, 8))
 
 
 def test_it_says_nothing_about_itself(tmp_path):
