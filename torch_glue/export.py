@@ -17,7 +17,7 @@ from hashsolve.files import atomic
 from torch_glue.checks import check_model, check_target
 from torch_glue.network import _no_fused_attention
 from torch_glue.parametrize import detach
-from torch_glue.passes import evaluating
+from torch_glue.passes import evaluating, unwrapped
 
 
 def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options: Any) -> None:
@@ -29,6 +29,7 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
     Parameters
     ----------
     model : torch.nn.Module
+        Of one that is wrapped (data parallelism, torch.compile, AveragedModel), what is within.
     path : path
         The file appears whole or not at all.
     example : tensor, or tuple of tensors
@@ -47,7 +48,7 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
     check_model(model)
     check_target(path, "path")
     args = example if isinstance(example, tuple) else (example,)
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(unwrapped(model, computing=True)[0])
     detach(model)
     if "dynamic_shapes" not in options:
         options["dynamic_shapes"] = tuple({0: torch.export.Dim.DYNAMIC} for _ in args)

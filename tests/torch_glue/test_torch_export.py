@@ -12,6 +12,7 @@ onnx = pytest.importorskip("onnx", reason="needs hashsolve[onnx]")
 pytest.importorskip("onnxscript", reason="needs hashsolve[onnx]")
 runtime = pytest.importorskip("onnxruntime", reason="onnxruntime runs what is exported")
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch_support import record, small_images
 
 import torch_glue
@@ -74,6 +75,18 @@ class ClassToken(nn.Module):
         return self.layer(torch.cat([self.token.expand(len(x), -1, -1), x], 1))
 
 
+class Two(nn.Module):
+    """Two inputs, and what may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(4, 8)
+
+    def forward(self, x, z, scale=None):
+        sums = self.a(x) + self.b(z)
+        return sums if scale is None else sums * scale
+
+
 def check(model, path, call, *shapes):
     """onnxruntime computes what the call gives, of any number of samples of these shapes."""
     session = runtime.InferenceSession(path)
@@ -92,6 +105,22 @@ def test_an_encoder_behind_a_class_token(tmp_path):
     model = ClassToken().eval()
     torch_glue.export_onnx(model, tmp_path / "model.onnx", torch.randn(2, 5, 8))
     check(model, tmp_path / "model.onnx", lambda model, x: model(x), (5, 8))
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel, compiled])
+def test_what_is_within_a_wrapped_model(tmp_path, wrap):
+    torch.manual_seed(3)
+    model = Two()
+    torch_glue.attach(model, ["a"])
+    before = record(model)
+    wrapped = wrap(model)
+    torch_glue.export_onnx(wrapped, tmp_path / "model.onnx", (torch.ones(2, 6), torch.ones(2, 4)))
+    assert record(model) == before
+    check(model, tmp_path / "model.onnx", lambda model, x, z: model(x, z), (6,), (4,))
 
 
 def test_it_says_nothing_about_itself(tmp_path):
