@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from hashsolve.files import atomic
 from torch_glue.checks import check_model, check_target
 from torch_glue.network import _no_fused_attention
 from torch_glue.parametrize import detach
-from torch_glue.passes import evaluating, unwrapped
+from torch_glue.passes import _are_arguments, evaluating, to_device, unwrapped
+from torch_glue.places import tensors_in
 
 
 def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options: Any) -> None:
@@ -32,31 +35,81 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
         Of one that is wrapped (data parallelism, torch.compile, AveragedModel), what is within.
     path : path
         The file appears whole or not at all.
-    example : tensor, or tuple of tensors
-        Inputs to trace with; their first axis is left open, for which tensors of one sample are
-        traced as two.
+    example : tensor, array, tuple or list, or mapping
+        The forward's arguments to trace with: one, or all in order, or by name (a mapping that
+        names none of them is one itself); no labels. The first axis of each tensor is left open,
+        for which tensors of one sample are traced as two; what else there is, such as numbers and
+        None, stays as it is here.
     **options
-        Of `torch.onnx.export`, such as ``opset_version`` or ``dynamic_shapes``.
+        Of `torch.onnx.export`, such as ``opset_version`` or ``kwargs``: more arguments by name.
+        With ``dynamic_shapes`` or ``dynamic_axes``, no other axes are left open.
 
     Raises
     ------
     ValueError
-        As `detach`, and where the path's folder is not there.
+        As `detach`, where the forward does not take the example, for ``dynamo=False`` without
+        ``dynamic_axes``, and where the path's folder is not there.
     ImportError
         Without ``pip install 'hashsolve[onnx]'``.
     """
     check_model(model)
     check_target(path, "path")
-    args = example if isinstance(example, tuple) else (example,)
+    options = {"dynamo": True} | options  # before torch 2.9 that is not the default
     model = copy.deepcopy(unwrapped(model, computing=True)[0])
     detach(model)
-    if "dynamic_shapes" not in options:
-        options["dynamic_shapes"] = tuple({0: torch.export.Dim.DYNAMIC} for _ in args)
-        single = (isinstance(x, Tensor) and x.dim() > 0 and len(x) == 1 for x in args)
-        if all(single):  # an axis of 1 would be taken to be always 1
-            args = tuple(torch.cat([x, x]) for x in args)
+    given = _arguments(model, example, options.pop("kwargs", None) or {})
+    if "dynamic_shapes" not in options and "dynamic_axes" not in options:
+        if not options["dynamo"]:
+            raise ValueError(
+                "dynamo=False: that exporter leaves no axis open by itself: give dynamic_axes and "
+                "input_names too"
+            )
+        if all(len(x) == 1 for x in tensors_in(given.arguments) if x.dim()):
+            # an axis of 1 would be taken to be always 1
+            given.arguments = tree_map(_doubled, given.arguments)
+        options["dynamic_shapes"] = _shapes(given)
+    args = (*given.args, given.kwargs)  # without a mapping for these, one that is last would be it
     with evaluating(model), _no_fused_attention(), atomic(path) as part, _quiet():
         torch.onnx.export(model, args, part, external_data=False, verbose=False, **options)
+
+
+def _arguments(model: nn.Module, example: Any, more: Mapping) -> inspect.BoundArguments:
+    """What the forward is called with, as tensors on the model's device."""
+    args, kwargs = to_device(example, model), to_device(more, model)
+    if isinstance(args, dict) and _are_arguments(model.forward, args, alone=True):
+        kwargs = {**args, **kwargs}
+        args = ()
+    elif not isinstance(args, (list, tuple)):
+        args = (args,)
+    try:
+        return inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"example: the model's forward does not take it ({error}); give all its arguments and "
+            "no labels: one, a tuple of them, or a mapping by name"
+        ) from error
+
+
+def _doubled(value: Any) -> Any:
+    """A tensor's samples, twice."""
+    return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() else value
+
+
+def _shapes(given: inspect.BoundArguments) -> dict[str, Any]:
+    """Each argument, with what is open in place of tensors."""
+    for name, parameter in given.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and name in given.arguments:
+            raise ValueError(
+                f"example: the model's forward takes {min(given.arguments[name])!r} by **{name}, "
+                "whose axes torch.export cannot leave open: name it there"
+            )
+    return tree_map(_open, given.arguments)
+
+
+def _open(value: Any) -> dict[int, Any] | None:
+    """Which axes of an argument are left open."""
+    opened = {0: torch.export.Dim.DYNAMIC}
+    return opened if isinstance(value, Tensor) and value.dim() else None
 
 
 @contextmanager

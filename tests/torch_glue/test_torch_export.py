@@ -87,6 +87,26 @@ class Two(nn.Module):
         return sums if scale is None else sums * scale
 
 
+class OneMapping(Two):
+    def forward(self, both):
+        return super().forward(both["x"], both["z"])
+
+
+class OneList(Two):
+    def forward(self, both):
+        return super().forward(*both)
+
+
+class AnyNumber(Two):
+    def forward(self, *both):
+        return super().forward(*both)
+
+
+class AnyName(Two):
+    def forward(self, **both):
+        return super().forward(**both)
+
+
 def check(model, path, call, *shapes):
     """onnxruntime computes what the call gives, of any number of samples of these shapes."""
     session = runtime.InferenceSession(path)
@@ -121,6 +141,51 @@ def test_what_is_within_a_wrapped_model(tmp_path, wrap):
     torch_glue.export_onnx(wrapped, tmp_path / "model.onnx", (torch.ones(2, 6), torch.ones(2, 4)))
     assert record(model) == before
     check(model, tmp_path / "model.onnx", lambda model, x, z: model(x, z), (6,), (4,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "example", "kwargs", "call"),
+    [
+        (Two, lambda x, z: (x, z), None, lambda model, x, z: model(x, z)),
+        (Two, lambda x, z: (x, z, None), None, lambda model, x, z: model(x, z)),
+        (Two, lambda x, z: [x, z, 3.5], None, lambda model, x, z: model(x, z, 3.5)),
+        (Two, lambda x, z: (x.double().numpy(), z.numpy()), None, lambda model, x, z: model(x, z)),
+        (Two, lambda x, z: {"z": z, "x": x}, None, lambda model, x, z: model(x, z)),
+        (Two, lambda x, z: (), lambda x, z: {"z": z, "x": x}, lambda model, x, z: model(x, z)),
+        (Two, lambda x, z: x, lambda x, z: {"z": z, "scale": 2}, lambda m, x, z: m(x, z, 2)),
+        (OneMapping, lambda x, z: {"x": x, "z": z}, None, lambda m, x, z: m({"x": x, "z": z})),
+        (OneList, lambda x, z: ([x, z],), None, lambda model, x, z: model([x, z])),
+        (AnyNumber, lambda x, z: (x, z), None, lambda model, x, z: model(x, z)),
+    ],
+)
+def test_examples_of_any_form(tmp_path, kind, example, kwargs, call):
+    torch.manual_seed(4)
+    model, path = kind(), tmp_path / "model.onnx"
+    given = torch.randn(1, 6), torch.randn(1, 4)
+    torch_glue.export_onnx(model, path, example(*given), kwargs=kwargs and kwargs(*given))
+    check(model, path, call, (6,), (4,))
+
+
+def test_examples_that_are_not_taken(tmp_path):
+    x, z = torch.randn(2, 6), torch.randn(2, 4)
+    for example in (x, (x, z, None, z), {"x": x, "y": z}, ({"x": x, "z": z}, x, x, x)):
+        with pytest.raises(ValueError, match=r"forward does not take it .*no labels"):
+            torch_glue.export_onnx(Two(), tmp_path / "model.onnx", example)
+    with pytest.raises(ValueError, match=r"takes 'x' by .*both, whose axes .* name it there"):
+        torch_glue.export_onnx(AnyName(), tmp_path / "model.onnx", {"x": x, "z": z})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_exporter_before(tmp_path):
+    pair, path = (torch.randn(2, 6), torch.randn(2, 4)), tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match=r"dynamo=False: .* give dynamic_axes and input_names"):
+        torch_glue.export_onnx(Two(), path, pair, dynamo=False)
+    assert not path.exists()
+    model, axes = Two(), {"x": {0: "samples"}, "z": {0: "samples"}}
+    torch_glue.export_onnx(
+        model, path, pair, dynamo=False, dynamic_axes=axes, input_names=["x", "z"]
+    )
+    check(model, path, lambda model, x, z: model(x, z), (6,), (4,))
 
 
 def test_it_says_nothing_about_itself(tmp_path):
