@@ -30,6 +30,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from torch_glue.network import TorchNetwork
+
 NETWORKS = {"resnet18": ResNet18, "alexnet": AlexNet}
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 
@@ -142,8 +144,8 @@ def main(
     if test.classes != train.classes:
         raise click.UsageError(f"{data}: train and val have other classes")
     full = load_network(options["network"], weights, len(train.classes))
-    kinds = (nn.Conv2d, nn.Linear)
-    layers = [name for name, module in full.named_modules() if isinstance(module, kinds)]
+    image, _ = plain[0]
+    layers = [layer.name for layer in TorchNetwork(full).layers(image[None]) if layer.calls]
     row = Row(context, folder, (layers[0], layers[-1]), options)
     if row.print_if_done():
         return

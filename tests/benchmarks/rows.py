@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 import torch_glue
 from hashsolve.files import digest, write_json
+from hashsolve.plan import make_plan
+from torch_glue.network import TorchNetwork
+from torch_glue.passes import batches_of
 
 SETTINGS = {
     "trained": {"scales": "trained"},
@@ -120,6 +123,12 @@ def row_options(command: Callable) -> Callable:
     return command
 
 
+def rivals_layers(model: nn.Module, images: Any, skip: Iterable[str]) -> list[str]:
+    """The layers that `torch_glue.binarize` would binarise, in its order."""
+    plan = make_plan(TorchNetwork(model), list(batches_of(images)), skip=skip)
+    return [layer.name for layer in plan.layers]
+
+
 class Row:
     """One row: its options, and its files in a folder."""
 
@@ -213,8 +222,7 @@ class Row:
         skip, setting = row["skip"], SETTINGS[row["setting"]]
         options = {name: value for name, value in setting.items() if name != "shares"}
         if row["start"] == "weights":
-            kinds = (nn.Conv2d, nn.Linear)
-            layers = [n for n, m in model.named_modules() if isinstance(m, kinds) and n not in skip]
+            layers = rivals_layers(model, calibration(2), skip)
         else:
             names = ("network", "start", "propagation", "effort", "calibration", "residual", "seed")
             parts = [str(row[name]).replace("/", "_") for name in names]

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import cifar10
 import rows
+from resnet20 import ResNet20
 
 
 @pytest.fixture
@@ -211,3 +212,11 @@ def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
         cifar10.VGG9,
         rows.Mixed,
     ]
+
+
+@pytest.mark.parametrize(("name", "network"), [("resnet20", ResNet20), ("vgg9", cifar10.VGG9)])
+def test_rivals_binarise_all_but_the_first_and_last_layer(name, network):
+    model, skip = network().eval(), cifar10.SKIP[name]
+    kinds = (torch.nn.Conv2d, torch.nn.Linear)
+    wanted = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    assert rows.rivals_layers(model, torch.zeros(2, 3, 32, 32), skip) == wanted[1:-1]

@@ -15,6 +15,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import image_folder
+import rows
 from imagenet_networks import AlexNet, ResNet18
 
 
@@ -30,6 +31,22 @@ def small():
         nn.Flatten(),
         nn.Linear(8 * 7 * 7, 2),
     )
+
+
+class Kinds(nn.Module):
+    """Layers of several kinds; the last that a pass reaches is not the last that is made."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.patches = nn.Linear(16, 2), nn.Conv2d(3, 16, 8, 8)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.mix, self.wider = nn.Conv1d(16, 16, 3), nn.ConvTranspose1d(16, 16, 2, 2)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        return self.head(self.wider(self.mix(tokens.transpose(1, 2)).relu()).mean(2))
 
 
 @pytest.fixture
@@ -65,6 +82,32 @@ def test_a_row_of_a_network_by_import_path(data, monkeypatch):
     assert row["after"][-1]["top1"] >= 90 and row["full_precision"]["top1"] < 90
     assert row["reloaded"]["top1"] == row["after"][-1]["top1"] and row["reloaded"]["top5"] == 100
     assert json.loads(run(data, *options, "--start", "dcc").stdout) == row
+
+
+@pytest.mark.parametrize(
+    ("skip", "left"),
+    [
+        ((), ["patches", "head"]),
+        (("[hp]*", "attention.?_proj"), ["[hp]*", "attention.?_proj"]),
+    ],
+)
+def test_rivals_binarise_the_layers_that_methods_do(data, monkeypatch, skip, left):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    seen, attach = [], rows.torch_glue.attach
+
+    def attached(model, layers, **options):
+        seen.append([getattr(layer, "name", layer) for layer in getattr(layers, "layers", layers)])
+        return attach(model, layers, **options)
+
+    monkeypatch.setattr(rows.torch_glue, "attach", attached)
+    options = ["--network", "test_torch_image_folder:Kinds", "--epochs", "1", "--calibration", "20"]
+    options += ["--distillation", "0", *(f"--skip={name}" for name in skip)]
+    done = [run(data, *options, "--start", start) for start in ("dcc", "weights")]
+    found = [json.loads(one.stdout) for one in done]
+    parts = [] if skip else [f"attention.{part}_proj" for part in "qkv"]
+    assert seen == 2 * [[*parts, "attention.out_proj", "mix", "wider"]]
+    assert [row["skip"] for row in found] == 2 * [left]
+    assert found[0]["packed"] == found[1]["packed"]
 
 
 def test_images_are_read_as_described(data):
