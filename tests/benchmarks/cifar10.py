@@ -9,8 +9,10 @@ same. Images are shifted by up to 4 pixels (``--shift``) and mirrored at random,
 epoch (``--alternate``), and mixed with others where ``--mix`` says so; the last state is measured,
 not the best, on all 10,000 test images and on the 4,000 of cifar10.h5, as fine-tuning goes along.
 
-VGG-9 is trained here first (``--folder`` keeps it). Everything is resumable: the same command goes
-on where it was killed, and prints the row again when it is done. Prints one line of JSON.
+VGG-9 is trained here first (``--folder`` keeps it, one for each ``--data``). Everything is
+resumable: the same command goes on where it was killed, and prints the row again when it is done.
+Prints one line of JSON, with digests of all images and labels and of the weights in full precision;
+files are named after them too where they are not CIFAR-10's and ResNet-20's.
 """
 
 from __future__ import annotations
@@ -25,16 +27,17 @@ import h5py
 import numpy as np
 import torch
 from resnet20 import MEAN, STD, load_model
-from rows import Log, Mixed, Row, row_options
+from rows import Log, Mixed, Row, row_options, state_digest
 from torch import Tensor, nn
 
-from hashsolve.files import atomic
+from hashsolve.files import atomic, digest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import shared_data
 
 SKIP = {"resnet20": ("conv1", "linear"), "vgg9": ("conv1", "fc9")}
 VGG_EPOCHS = 15
+USUAL = {"data": "e8c7c7f6a49d7b21", "weights": "77f901c94dd53d0a"}
 
 
 class VGG9(nn.Sequential):
@@ -82,19 +85,22 @@ class Images:
         mix: float = 0.0,
     ):
         with h5py.File(path, "r") as file:
-            pixels, labels = file["train_images"][:limit], file["train_labels"][:limit]
+            pixels, labels = file["train_images"][()], file["train_labels"][()]
             self.test, self.test_labels = file["test_images"][()], file["test_labels"][()]
-        edge = (shift, shift)
+        with h5py.File(shared_data("cifar10.h5"), "r") as file:
+            few, calibration = file["test_images"][()], file["train_images"][()]
+        every = pixels, labels, self.test, self.test_labels, few, calibration
+        self.digest = digest(*every)[:16]
+        pixels, labels, edge = pixels[:limit], labels[:limit], (shift, shift)
         self.padded = torch.from_numpy(np.pad(pixels, ((0, 0), edge, edge, (0, 0))))
         self.labels, self.batch = torch.from_numpy(labels.astype(np.int64)), batch
         self.shifts, self.mix, self.epoch = 2 * shift + 1, mix, 0
         odd = torch.rand(len(labels), generator=torch.Generator().manual_seed(0)) < 0.5
         self.odd = odd if alternate else None
-        with h5py.File(shared_data("cifar10.h5"), "r") as file:
-            few = {image.tobytes() for image in file["test_images"][()]}
-            self.calibration = torch.from_numpy(file["train_images"][()])
-        self.few = torch.tensor([image.tobytes() in few for image in self.test])
-        assert self.few.sum() == len(few)  # all of them, and none twice
+        self.calibration = torch.from_numpy(calibration)
+        some = {image.tobytes() for image in few}
+        self.few = torch.tensor([image.tobytes() in some for image in self.test])
+        assert self.few.sum() == len(some)  # all of them, and none twice
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch
@@ -143,7 +149,8 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
-    """VGG-9, trained by SGD with a one-cycle step, resumable by epoch; the same for all rows.
+    """VGG-9, trained by SGD with a one-cycle step, resumable by epoch; the same for all rows of the
+    same images.
 
     In mixed precision, four times as fast where the processor multiplies bfloat16 (AMX).
     """
@@ -153,7 +160,9 @@ def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
     mixed, steps = Mixed(model), VGG_EPOCHS * len(images)
     stepper = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(stepper, 0.1, total_steps=steps)
-    path, done = folder / f"vgg9{'' if limit is None else f'-{limit}'}.pt", 0
+    parts = ["vgg9"] if limit is None else ["vgg9", str(limit)]
+    parts += [images.digest] if images.digest != USUAL["data"] else []
+    path, done = folder / f"{'-'.join(parts)}.pt", 0
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
@@ -191,15 +200,19 @@ def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
 @click.pass_context
 def main(context: click.Context, data: Path | None, folder: Path, **options: Any) -> None:
     """Make one row."""
-    row = Row(context, folder, SKIP[options["network"]], options)
-    if row.print_if_done():
-        return
     path = data or shared_data("cifar10_full.h5")
     limit = options["train_images"]
     images = Images(
         path, options["batch"], limit, options["shift"], options["alternate"], options["mix"]
     )
-    full = load_model() if options["network"] == "resnet20" else trained_vgg9(path, limit, folder)
+    sources, full = {"data": images.digest}, None
+    if options["network"] == "resnet20":
+        full = load_model()
+        sources["weights"] = state_digest(full)
+    row = Row(context, folder, SKIP[options["network"]], options, sources, USUAL)
+    if row.print_if_done():
+        return
+    full = full or trained_vgg9(path, limit, folder)
     row.make(
         full.to(memory_format=torch.channels_last),
         images,

@@ -7,7 +7,8 @@
 is resnet18, alexnet (AlexNet-BN), or MODULE:FUNCTION that gives any model; ``--weights`` a state
 dict, in safetensors or by torch.save. Training images are cropped at random (8 to 100 % of the
 area, aspect 3/4 to 4/3) and flipped, the others resized to 8/7 of the size and cropped in the
-middle. Prints one line of JSON, and is resumable as cifar10.py is.
+middle. Prints one line of JSON, and is resumable as cifar10.py is; a row is of its weights, and of
+the names and sizes of all files of images and the contents of up to a thousand of each part.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ import torch
 from imagenet_networks import AlexNet, ResNet18
 from PIL import Image
 from resnet20 import MEAN, STD
-from rows import Row, row_options
+from rows import Row, row_options, state_digest
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from hashsolve.files import digest, sha256
 from torch_glue.network import TorchNetwork
 
 NETWORKS = {"resnet18": ResNet18, "alexnet": AlexNet}
@@ -41,7 +43,7 @@ class Images(Dataset):
 
     def __init__(self, folder: Path, size: int, augmented: bool):
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        self.size, self.augmented, self.classes = size, augmented, classes
+        self.folder, self.size, self.augmented, self.classes = folder, size, augmented, classes
         self.files = [
             (path, label)
             for label, name in enumerate(classes)
@@ -53,6 +55,16 @@ class Images(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def spread(self, count: int) -> np.ndarray:
+        """Indices of so many images, spread evenly over all."""
+        return np.linspace(0, len(self) - 1, min(count, len(self)), dtype=int)
+
+    def digest(self) -> str:
+        """Of names and sizes of all files, and of the contents of up to a thousand."""
+        paths = [path for path, _ in self.files]
+        found = [[str(path.relative_to(self.folder)), path.stat().st_size] for path in paths]
+        return digest(found, [sha256(paths[n]) for n in self.spread(1000)])[:16]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
@@ -146,13 +158,14 @@ def main(
     full = load_network(options["network"], weights, len(train.classes))
     image, _ = plain[0]
     layers = [layer.name for layer in TorchNetwork(full).layers(image[None]) if layer.calls]
-    row = Row(context, folder, (layers[0], layers[-1]), options)
+    sources = {"data": digest(train.digest(), test.digest())[:16], "weights": state_digest(full)}
+    row = Row(context, folder, (layers[0], layers[-1]), options, sources, {})
     if row.print_if_done():
         return
 
     def calibration(count: int) -> Subset:
         """So many images, spread evenly over all."""
-        return Subset(plain, np.linspace(0, len(plain) - 1, min(count, len(plain)), dtype=int))
+        return Subset(plain, plain.spread(count))
 
     loaded = {"batch_size": options["batch"], "num_workers": workers}
     loader = DataLoader(train, shuffle=True, drop_last=len(train) > options["batch"], **loaded)

@@ -1,7 +1,8 @@
 """A row of a table of binary networks: where it starts, what is trained, what comes of it.
 
 What rows of all data sets share: settings of rivals, the command's options, and how a row is made,
-once, resumable. Each script brings its network, its batches and its measure.
+once, resumable. Each script brings its network, its batches and its measure. A row says digests of
+its data and of the weights in full precision, and is not taken for one of others.
 """
 
 from __future__ import annotations
@@ -123,6 +124,11 @@ def row_options(command: Callable) -> Callable:
     return command
 
 
+def state_digest(model: nn.Module) -> str:
+    """A digest of a model's parameters and buffers."""
+    return digest(model.state_dict())[:16]
+
+
 def rivals_layers(model: nn.Module, images: Any, skip: Iterable[str]) -> list[str]:
     """The layers that `torch_glue.binarize` would binarise, in its order."""
     plan = make_plan(TorchNetwork(model), list(batches_of(images)), skip=skip)
@@ -130,9 +136,32 @@ def rivals_layers(model: nn.Module, images: Any, skip: Iterable[str]) -> list[st
 
 
 class Row:
-    """One row: its options, and its files in a folder."""
+    """One row: its options, and its files in a folder.
 
-    def __init__(self, context: click.Context, folder: Path, skip: Iterable[str], row: dict):
+    Parameters
+    ----------
+    context : click.Context
+        Of the command, which tells what of ``row`` was given.
+    folder : path
+    skip : iterable of str
+        Layers in full precision, where ``row`` names none.
+    row : dict
+        Options.
+    sources : dict of str
+        Digests of what the row is made of, as its JSON says them.
+    usual : dict of str
+        Those that its name leaves out.
+    """
+
+    def __init__(
+        self,
+        context: click.Context,
+        folder: Path,
+        skip: Iterable[str],
+        row: dict,
+        sources: dict[str, str],
+        usual: dict[str, str],
+    ):
         if row["mirrored_teacher"] and row["shifted_teacher"]:
             raise click.UsageError("--mirrored-teacher, --shifted-teacher: give one of them")
         chosen = {  # what differs from the defaults names the row, so that new options rename none
@@ -140,12 +169,13 @@ class Row:
             for key, value in row.items()
             if context.get_parameter_source(key) != click.core.ParameterSource.DEFAULT
         }
-        self.options = row | {"skip": list(row["skip"]) or list(skip)}
+        self.sources = {key: value for key, value in sources.items() if value != usual.get(key)}
+        self.options = row | sources | {"skip": list(row["skip"]) or list(skip)}
         if row["start"] == "full":
             self.options |= {"setting": "full", "epochs": 0}
         names = ("network", "start", "setting", "epochs")
         parts = [str(self.options[name]).replace("/", "_") for name in names]
-        self.name = "-".join([*parts, f"s{row['seed']}", digest(chosen)[:8]])
+        self.name = "-".join([*parts, f"s{row['seed']}", digest(chosen | self.sources)[:8]])
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -171,7 +201,8 @@ class Row:
             print(found, file=sys.stderr, flush=True)
             return found
 
-        result = {**row, "full_precision": say(full.eval()), "threads": torch.get_num_threads()}
+        result = {**row, "weights": state_digest(full), "full_precision": say(full.eval())}
+        result["threads"] = torch.get_num_threads()
         if row["start"] != "full":
             model, made = self._start(full, calibration)
             teacher = full
@@ -230,7 +261,7 @@ class Row:
             layers = torch_glue.binarize(
                 model,
                 calibration(row["calibration"]),
-                self.folder / "-".join(["run", *parts, digest(skip)[:6]]),
+                self.folder / "-".join(["run", *parts, digest(skip, *self.sources.values())[:6]]),
                 skip=skip,
                 method=row["start"],
                 effort=row["effort"],

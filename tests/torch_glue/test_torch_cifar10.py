@@ -4,6 +4,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -212,6 +213,59 @@ def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
         cifar10.VGG9,
         rows.Mixed,
     ]
+
+
+def test_a_row_is_of_its_data_and_so_is_its_vgg9(data, tmp_path):
+    def run(path):
+        arguments = (
+            f"--network vgg9 --start full --train-images 20 --data {path} --folder {tmp_path}"
+        )
+        done = CliRunner().invoke(cifar10.main, arguments.split())
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    other = data / "other.h5"
+    other.write_bytes((data / "cifar10_full.h5").read_bytes())
+    first, same = run(data / "cifar10_full.h5"), run(other)
+    assert first == same and len(first["data"]) == len(first["weights"]) == 16
+    with h5py.File(other, "a") as file:
+        file["train_labels"][0] = 9
+    second = run(other)
+    assert second["data"] != first["data"] and second["weights"] != first["weights"]
+    assert run(data / "cifar10_full.h5") == first
+    assert len(list(tmp_path.glob("vgg9-20-*.pt"))) == 2
+
+
+def test_rows_of_the_usual_data_and_weights_keep_their_names(monkeypatch, tmp_path):
+    """So that what was checkpointed under them is taken up."""
+    names, network = [], torch.nn.Linear(2, 3)
+    images = SimpleNamespace(digest=cifar10.USUAL["data"])
+    monkeypatch.setattr(cifar10, "Images", lambda *_: images)
+    monkeypatch.setattr(cifar10, "load_model", lambda: network)
+    monkeypatch.setitem(cifar10.USUAL, "weights", rows.state_digest(network))
+    monkeypatch.setattr(rows.Row, "print_if_done", lambda row: names.append(row.name) or True)
+    arguments = "--lr 3e-4 --other-lr 1e-3 --temperature 4 --mixed --compile --start weights "
+    arguments += "--setting sq-bwn --epochs 10 --shift 2 --alternate --mirrored-teacher "
+    arguments += f"--distillation 0.9 --seed 0 --data any.h5 --folder {tmp_path}"
+
+    def run():
+        assert CliRunner().invoke(cifar10.main, arguments.split()).exit_code == 0
+
+    run()
+    images.digest = "others"
+    run()
+    images.digest = cifar10.USUAL["data"]
+    torch.nn.init.zeros_(network.bias)
+    run()
+    assert names[0] == "resnet20-weights-sq-bwn-10-s0-02d866f8" and len(set(names)) == 3
+
+
+def test_the_usual_weights_are_those_of_the_network():
+    try:
+        model = cifar10.load_model()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert rows.state_digest(model) == cifar10.USUAL["weights"]
 
 
 @pytest.mark.parametrize(("name", "network"), [("resnet20", ResNet20), ("vgg9", cifar10.VGG9)])

@@ -84,6 +84,29 @@ def test_a_row_of_a_network_by_import_path(data, monkeypatch):
     assert json.loads(run(data, *options, "--start", "dcc").stdout) == row
 
 
+def test_a_row_is_of_its_data_and_weights(data, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+    def row(*options):
+        options = "--network", "test_torch_image_folder:small", "--start", "full", *options
+        done = run(data, *options)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    first = row()
+    assert row() == first and len(first["data"]) == len(first["weights"]) == 16
+    state = small().state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    assert row("--weights", str(tmp_path / "weights.pt")) == first
+    state["0.weight"][0, 0, 0, 0] += 1
+    torch.save(state, tmp_path / "weights.pt")
+    other = row("--weights", str(tmp_path / "weights.pt"))
+    assert other["data"] == first["data"] and other["weights"] != first["weights"]
+    Image.new("RGB", (40, 40)).save(data / "train" / "red" / "3.png")
+    other = row()
+    assert other["data"] != first["data"] and other["weights"] == first["weights"]
+
+
 @pytest.mark.parametrize(
     ("skip", "left"),
     [
