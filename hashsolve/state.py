@@ -7,7 +7,7 @@ import numpy as np
 from hashsolve.control import Control
 from hashsolve.instance import Instance
 from hashsolve.kernels.products import correlations, products
-from hashsolve.kernels.twofold import fixed_loss
+from hashsolve.kernels.twofold import fixed_loss, precise
 from hashsolve.problem import cancelling
 
 
@@ -40,6 +40,12 @@ class State:
         """Compute p and q from the codes and h."""
         rows = (self.instance.cross, self.codes, self.h, self.p, self.q)
         self.control.columns(products, (), rows)
+
+    def refine(self, columns: np.ndarray) -> None:
+        """Compute p and q of some columns in twice the precision: their terms may be far larger."""
+        for t in columns:
+            bits = self.codes[t].astype(float)
+            self.p[t], self.q[t] = precise(self.instance.gram, self.instance.cross[t], bits)
 
     @property
     def scales(self) -> np.ndarray:

@@ -103,14 +103,17 @@ def losses(column: Column, codes: np.ndarray) -> np.ndarray:
     return column.energy - np.divide(p * p, q, out=np.zeros_like(p), where=usable)
 
 
-def rational_loss(column: Column, codes: np.ndarray) -> Fraction:
-    """The loss without any rounding; nothing is gained where bᵀHb is not positive."""
+def rational_loss(column: Column, codes: np.ndarray, scale: float | None = None) -> Fraction:
+    """The loss without any rounding, at its best scale or a given one; nothing is gained where bᵀHb
+    is not positive."""
     bits = [int(b) for b in codes]
     p = sum(Fraction(float(c)) * b for c, b in zip(column.cross, bits, strict=True))
     q = Fraction(0)
     for row, a in zip(column.gram, bits, strict=True):
         q += a * sum(Fraction(float(h)) * b for h, b in zip(row, bits, strict=True))
     energy = Fraction(float(column.energy))
+    if scale is not None:
+        return energy - 2 * Fraction(float(scale)) * p + Fraction(float(scale)) ** 2 * q
     if not column.free:
         return energy - 2 * p + q
     return energy - p * p / q if q > 0 else energy

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from columns import Column, rational_loss
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -153,6 +154,21 @@ def test_wrong_claimed_loss(solved, factor):
     assert not c.ok
     assert all(why.startswith("column 1: ") for why in c.violations)
     assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss * (1 + 1e-12)).ok
+
+
+@pytest.mark.parametrize("seed", [6, 8, 25, 27])
+def test_the_loss_that_solve_reports_is_right_where_means_are_large(seed):
+    """The energy is what is left of terms that are 10¹² times as large."""
+    rng = np.random.default_rng(seed)
+    x = 1000 + rng.normal(size=(28, 2000)) * 10.0 ** -rng.integers(0, 4)
+    w = rng.normal(size=(28, 3))
+    p = hs.Problem.from_arrays(x.astype(np.float32), w - w.mean(axis=0))
+    s = hs.solve(p, "one_flip")
+    for t in range(3):
+        column = Column(p.gram, p.cross[:, t], p.energy[t], True)
+        own = rational_loss(column, s.codes[:, t], s.scales[t])
+        assert abs(s.loss[t] - float(own)) <= 1e-11 * p.energy[t]
+    assert hs.verify(p, s.codes, s.scales, require="valid", claimed_loss=s.loss).ok
 
 
 def test_claimed_loss_of_another_shape(solved):
