@@ -283,8 +283,16 @@ class Problem:
         about_means(cross, inputs, targets, weight)
         about_own_mean(energy, targets, weight)
         # inputs and targets that are constant leave rounding: that is zero
-        size = np.abs(np.diagonal(self.gram))
-        constant = (size > 0) & (np.abs(np.diagonal(gram)) <= CONSTANT * size)
+        size, left = np.abs(np.diagonal(self.gram)), np.diagonal(gram)
+        constant = (size > 0) & (np.abs(left) <= CONSTANT * size)
+        if self.free_scale and (left[~constant] < 0).any():
+            i = int(np.argmin(np.where(constant, 0.0, left)))
+            raise ValueError(
+                f"{self.name}: intercept: input {i} has a mean of "
+                f"{self.input_sum[i] / self.row_weight:.3g} and spreads so little about it that "
+                "the sums have too few digits for that; use precision='double', or take the "
+                "means off the inputs first"
+            )
         gram[constant] = gram[:, constant] = cross[constant] = 0.0
         flat = energy <= CONSTANT * self.energy
         energy[flat] = 0.0

@@ -37,6 +37,17 @@ def arrays(draw):
     return x.astype(np.float32), reference.astype(np.float32), w
 
 
+def test_means_that_single_precision_has_too_few_digits_for(rng):
+    """The message says so, and both ways out that it names are ones."""
+    x, w = 1e3 + 1e-3 * rng.normal(size=(6, 500)), rng.normal(size=(6, 2))
+    fields = {"intercept": True, "precision": "single"}
+    with pytest.raises(ValueError, match=r"has a mean of 1e\+03 .*use precision='double', or"):
+        hs.solve(hs.Problem.from_arrays(x, w, name="layer", **fields))
+    double = hs.solve(hs.Problem.from_arrays(x, w, intercept=True))
+    aside = hs.solve(hs.Problem.from_arrays(x - x.mean(axis=1, keepdims=True), w, **fields))
+    np.testing.assert_array_equal(double.codes, aside.codes)
+
+
 def norms(values):
     return np.sqrt((values.astype(float) ** 2).sum(axis=1))
 
