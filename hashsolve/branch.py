@@ -64,7 +64,7 @@ class Search(NamedTuple):
     squared_scale: float  # no codes worth finding have a larger one
     nodes: int = 0  # of the sphere searches
     subproblems: int = 0
-    passed: float = np.inf  # below it is no loss of codes that were reached, taken or passed over
+    passed: float = np.inf  # no codes that were reached, taken or passed over, lose less
 
     @property
     def work(self) -> int:

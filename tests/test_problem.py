@@ -299,7 +299,7 @@ def test_unusable_targets_are_named(arguments, message):
         ({"cross": np.ones((3, 1))}, r"cross: must be \(S, T\) with S = 2, got \(3, 1\)"),
         ({"cross": [[np.inf], [0]]}, r"cross: inf at \(0, 0\)"),
         ({"energy": [1, 2]}, r"energy: must have shape \(1,\), got \(2,\)"),
-        ({"gram": [[1, 0], [0, 0]]}, r"cross: not zero for an input whose gram diagonal is zero"),
+        ({"gram": [[1, 0], [0, 0]]}, r"cross: .* with gram diagonal 0 "),
         (
             {"cross": [[0], [1e60]]},
             r"cross: 1e\+60 at \(1, 0\), with gram diagonal .* no inputs and",
