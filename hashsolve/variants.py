@@ -18,6 +18,7 @@ from hashsolve.solution import Solution, Status, Sweep, sound_bound
 
 _ROUNDS = 50  # of an alternation that usually settles within ten
 _LARGEST = 1e290  # sums with which codes are perturbed
+_COLUMNS = ("codes", "scales", "loss", "lower_bound")
 _SETTLED = 1e-9  # share of the loss by which a round must lower it
 
 PlainSolve = Callable[[str, Problem, np.ndarray | None, Control], Solution]
@@ -81,9 +82,12 @@ def solve_variant(
                 apart.callback = None  # it is told of the best alone
                 best = _better(alternate(problem, "dcc", codes, solve, apart), best)
                 control.note(float(best.loss.sum()), 0)
-            if not control.stop:
-                found = alternate(problem, method, best.codes, solve, control.again(effort=effort))
-                best = _better(best, found)
+            # the method has gone on from the others already
+            left = _lower(best.loss, found.loss, problem.energy) & (problem.energy > 0)
+            if left.any() and not control.stop:
+                part, codes = problem.select(left), best.codes[..., left]
+                found = alternate(part, method, codes, solve, control.again(effort=effort))
+                best = _better(best, _put(found, best, left))
     return replace(best, status=control.stop or best.status)
 
 
@@ -103,12 +107,20 @@ def _at(problem: Problem, codes: np.ndarray) -> Solution:
 def _better(a: Solution, b: Solution) -> Solution:
     """Column by column the one with the smaller loss; ``b``, with its history, elsewhere."""
     keep = a.loss < b.loss
-    names = ("codes", "scales", "loss", "lower_bound")
-    columns = {name: np.where(keep, getattr(a, name), getattr(b, name)) for name in names}
+    columns = {name: np.where(keep, getattr(a, name), getattr(b, name)) for name in _COLUMNS}
     history = b.history
     if keep.any():
         history = (*history, Sweep(float(columns["loss"].sum()), 0))
     return replace(b, **columns, history=history)
+
+
+def _put(part: Solution, whole: Solution, columns: np.ndarray) -> Solution:
+    """The whole with these columns from ``part``."""
+    arrays = {name: getattr(whole, name).copy() for name in _COLUMNS}
+    for name, array in arrays.items():
+        array[..., columns] = getattr(part, name)
+    history = (*whole.history, Sweep(float(arrays["loss"].sum()), 0))
+    return replace(whole, **arrays, status=part.status, history=history)
 
 
 def solve_bases(
@@ -209,9 +221,7 @@ def solve_groups(
         if stop or not len(order):
             status = stop or Status.FIXPOINT
             break
-    return _solution(
-        problem, codes.T, scales.T, control.history, control.stop or status or Status.SWEEP_LIMIT
-    )
+    return _solution(problem, codes.T, scales.T, control.history, control.stop or status)
 
 
 def _group_round(

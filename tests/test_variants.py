@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from fractions import Fraction
 
@@ -312,6 +313,25 @@ def test_restarts_find_what_alternation_from_the_signs_does_not():
         best = p.energy[t] - gain.max()
         assert best * (1 - 1e-9) <= s.loss[t] <= 1.05 * best
     assert hs.solve(p, "dcc").loss.sum() > 1.1 * s.loss.sum()
+
+
+@pytest.mark.parametrize("fields", [{"scale_group": 4}, {"bases": 2}], ids=str)
+def test_auto_goes_on_from_columns_that_others_lowered_alone(fields, monkeypatch):
+    """A second run of it in all columns would find nothing in the rest."""
+    module = importlib.import_module("hashsolve.variants")
+    name = "solve_bases" if "bases" in fields else "solve_groups"
+    alternate, count = getattr(module, name), []
+
+    def counted(problem, method, *rest):
+        if method == "auto":
+            count.append(problem.columns)
+        return alternate(problem, method, *rest)
+
+    monkeypatch.setattr(module, name, counted)
+    p = variant(make_case("relu", 8, size=12, columns=8, rows=60), **fields)
+    s = hs.solve(p, "auto", "fast")
+    assert count[0] == 8 and all(0 < columns < 8 for columns in count[1:])
+    assert s.history[-1].loss == pytest.approx(s.loss.sum(), rel=1e-9)
 
 
 def test_exact_codes_at_given_group_scales():
