@@ -17,9 +17,14 @@ from torch.utils._pytree import tree_map
 
 from hashsolve.files import atomic
 from torch_glue.checks import check_model, check_target
-from torch_glue.network import _no_fused_attention
 from torch_glue.parametrize import detach
-from torch_glue.passes import _are_arguments, evaluating, to_device, unwrapped
+from torch_glue.passes import (
+    are_arguments,
+    evaluating,
+    no_fused_attention,
+    to_device,
+    unwrapped,
+)
 from torch_glue.places import tensors_in
 
 
@@ -69,14 +74,14 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
             given.arguments = tree_map(_doubled, given.arguments)
         options["dynamic_shapes"] = _shapes(given)
     args = (*given.args, given.kwargs)  # without a mapping for these, one that is last would be it
-    with evaluating(model), _no_fused_attention(), atomic(path) as part, _quiet():
+    with evaluating(model), no_fused_attention(), atomic(path) as part, _quiet():
         torch.onnx.export(model, args, part, external_data=False, verbose=False, **options)
 
 
 def _arguments(model: nn.Module, example: Any, more: Mapping) -> inspect.BoundArguments:
     """What the forward is called with, as tensors on the model's device."""
     args, kwargs = to_device(example, model), to_device(more, model)
-    if isinstance(args, dict) and _are_arguments(model.forward, args, alone=True):
+    if isinstance(args, dict) and are_arguments(model.forward, args, alone=True):
         kwargs = {**args, **kwargs}
         args = ()
     elif not isinstance(args, (list, tuple)):

@@ -18,7 +18,7 @@ from hashsolve.files import update
 from torch_glue.checks import check_model
 from torch_glue.filters import NORMS
 from torch_glue.own_forwards import computed_otherwise
-from torch_glue.passes import evaluating, run_batch, run_model
+from torch_glue.passes import evaluating, no_fused_attention, run_batch, run_model
 from torch_glue.places import Place, as_array, fill, places_of, samples_first, writable
 from torch_glue.watch import Found, Seen, Watch, divided, norm_factor
 
@@ -420,7 +420,7 @@ class TorchNetwork:
         attention = [name for name in hooks if self._places[name].watched]
         if attention and watch is None:
             watch = self._watch("")
-        with evaluating(self.model), _no_fused_attention():
+        with evaluating(self.model), no_fused_attention():
             handles = []
 
             def on(module: nn.Module, hook: Callable) -> None:
@@ -444,21 +444,6 @@ class TorchNetwork:
             finally:
                 for handle in handles:
                     handle.remove()
-
-
-@contextmanager
-def _no_fused_attention() -> Iterator[None]:
-    """Within, encoder layers call their modules; fused, they skip some and make nested tensors."""
-    switch = torch.backends.mha
-    if not hasattr(switch, "set_fastpath_enabled"):  # before torch 2.3
-        yield
-        return
-    before = switch.get_fastpath_enabled()
-    switch.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        switch.set_fastpath_enabled(before)
 
 
 def _checked(

@@ -77,6 +77,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def no_fused_attention() -> Iterator[None]:
+    """Within, encoder layers call their modules; fused, they skip some and make nested tensors."""
+    switch = torch.backends.mha
+    if not hasattr(switch, "set_fastpath_enabled"):  # before torch 2.3
+        yield
+        return
+    before = switch.get_fastpath_enabled()
+    switch.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        switch.set_fastpath_enabled(before)
+
+
 def unwrapped(model: nn.Module, computing: bool = False) -> tuple[nn.Module, str]:
     """The model itself, where it is wrapped by data parallelism, torch.compile or an average; and
     what its modules' names begin with in the wrapped one. Where what is ``computing`` matters, only
@@ -115,12 +130,12 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     inputs = batch if alone else batch[0]
     if isinstance(inputs, Mapping):
         forward = unwrapped(model, computing=True)[0].forward
-        if _are_arguments(forward, inputs, alone):
+        if are_arguments(forward, inputs, alone):
             return model(**inputs)
     return model(inputs)
 
 
-def _are_arguments(forward: Callable[..., Any], inputs: Mapping, alone: bool) -> bool:
+def are_arguments(forward: Callable[..., Any], inputs: Mapping, alone: bool) -> bool:
     """Whether a mapping names arguments. Where a forward takes any, one that is alone does."""
     try:
         signature = inspect.signature(forward)
