@@ -139,7 +139,7 @@ class RunFolder:
             differ[differ.index("settings")] += f" ({others})"
         if "geometry" in differ:  # weights are those of the layers that are binarised
             differ = [name for name in differ if name not in ("geometry", "weights")]
-            differ.insert(0, "layers (skip, or their shapes)")
+            differ.insert(0, "layers (skip, or their geometry)")
         if differ:
             raise ValueError(
                 f"{self.path}: holds a run with other {' and '.join(differ)}; use another run_dir, "

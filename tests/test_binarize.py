@@ -425,8 +425,8 @@ class Retuned(NumpyNetwork):
     [
         ({"network": network(seed=5)}, "weights"),
         ({"network": Retuned()}, "weights"),
-        ({"network": network(padding_mode="circular")}, r"layers \(skip, or their shapes\)"),
-        ({"network": network(stride=1)}, r"layers \(skip, or their shapes\)"),
+        ({"network": network(padding_mode="circular")}, r"layers \(skip, or their geometry\)"),
+        ({"network": network(stride=1)}, r"layers \(skip, or their geometry\)"),
         ({"calibration": calibration(seed=2)}, "calibration data"),
         ({"calibration": calibration()[:2]}, "calibration data"),
         ({"method": "dcc"}, r"settings \(method\)"),
@@ -435,7 +435,7 @@ class Retuned(NumpyNetwork):
         ({"seed": 1}, r"settings \(seed\)"),
         ({"dtype": "float64"}, r"settings \(dtype\)"),
         ({"precision": "single"}, r"settings \(precision\)"),
-        ({"skip": ["fc"]}, r"layers \(skip, or their shapes\)"),
+        ({"skip": ["fc"]}, r"layers \(skip, or their geometry\)"),
         ({"network": network(5), "seed": 1}, r"weights and settings \(seed\)"),
     ],
 )

@@ -119,11 +119,11 @@ def _why_not(modules: dict[str, nn.Module], follower: str | None) -> str | None:
 def _refusal(refused: Mapping[str, str], others: list[str]) -> str:
     """What to say of all layers that have no BatchNorm to take their scales."""
     (name, why), *more = ((name or "the model", why) for name, why in refused.items())
-    likewise = f"; likewise {', '.join(name for name, _ in more)}" if more else ""
-    left = f"; the others can be absorbed: layers={others}" if others else ""
+    also = f"; also refused: {', '.join(name for name, _ in more)}" if more else ""
+    left = f"; not refused: layers={others}" if others else ""
     return (
         f"{name}: {why}: leave it out of layers, or name the BatchNorm, by followers, if all that "
-        f"is done with its weight and bias is linear and goes there{likewise}{left}"
+        f"is done with its weight and bias is linear and goes there{also}{left}"
     )
 
 

@@ -62,6 +62,8 @@ class BinaryWeight(nn.Module):
 
     scales: Tensor | None
 
+    order: tuple[str, ...] = ()  # of the layer's parameters before it was attached
+
     def __init__(
         self,
         scales: Tensor | None,
@@ -168,6 +170,8 @@ class Projections(nn.Module):
     parts : nn.ModuleList
         What computes each part: a `BinaryWeight`, or nothing that changes it.
     """
+
+    order: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()

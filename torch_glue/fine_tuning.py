@@ -253,6 +253,8 @@ def finetune(
     shares = [checks.number(share, "shares", 1) for share in _listed(shares)]
     if not shares or 0 in shares or shares != sorted(shares):
         raise ValueError(f"shares: must be in (0, 1] and not fall, got {shares}")
+    if distillation == 0:
+        teacher = None
     calls = {"optimizer": optimizer, "loss": loss, "evaluate": evaluate, "progress": progress}
     for name, call in calls.items():
         if not callable(call) and (call is not None or name == "optimizer"):
@@ -272,8 +274,6 @@ def finetune(
     for group in stepper.param_groups:
         group["peak"] = group["lr"]
     criterion = loss or cross_entropy
-    if distillation == 0:
-        teacher = None
     if loss is None and class_axis is None:
         class_axis = 1
 
@@ -305,12 +305,12 @@ def finetune(
         "distillation": distillation,
         "temperature": temperature,
         "class_axis": None if teacher is None else class_axis,
-        "freeze_batchnorm": freeze_batchnorm,
+        "freeze_batchnorm": bool(freeze_batchnorm),
         "recalibrate": recalibrate is not None,
         "shares": shares,
         "hardening": hardening,
         "evaluate": evaluate is not None,
-        "keep": keep,
+        "keep": str(keep),
         "seed": seed,
         "model": digest([[name, str(p.shape)] for name, p in model.named_parameters()]),
     }

@@ -369,26 +369,39 @@ class TorchNetwork:
         def left(_: Any, args: tuple, output: Any) -> None:
             caught.append((output if isinstance(output, Tensor) else output[0]).detach().clone())
 
+        module: Any = self._places[name].module
+        shapes: list[torch.Size] = []  # of attention that has positions first
+        handles = []
+        if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
+            handles.append(module.register_forward_hook(lambda *a: shapes.append(a[2][0].shape)))
         if which:
-            handle = target.register_forward_pre_hook(entered, with_kwargs=True)
+            handles.append(target.register_forward_pre_hook(entered, with_kwargs=True))
         else:
-            handle = target.register_forward_hook(left)
+            handles.append(target.register_forward_hook(left))
         try:
             with self._weights(binarized):
                 self._run(batch, {}, None)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         if len(caught) > 1:
             raise ValueError(
                 f"residual: {source!r}, named for layer {name}, is called {len(caught)} times in a "
-                "pass: name what is called once, such as the module around it, or 'NAME:input'"
+                "pass: name what is called once, such as the module around it"
             )
         if not caught:
             return None
         (value,) = caught
-        module = self._places[name].module
-        if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
-            value = samples_first(value)
+        if shapes and len(shapes[0]) == 3:
+            positions, samples, _ = shapes[0]
+            if positions == samples:
+                raise ValueError(
+                    f"residual: {source!r}, named for layer {name}: there are as many positions as "
+                    "samples, so that it is not known which come first: use other batches, or "
+                    "residual='auto'"
+                )
+            if value.shape[:2] == (positions, samples):
+                value = samples_first(value)
         if norm is None:
             return value
         factor = norm_factor(self.model.get_submodule(norm))

@@ -185,6 +185,8 @@ def _register(layers: Iterable[tuple[list[Place], BinaryWeight]]) -> None:
     """Have weights computed: those packed in one parameter by one parametrization, and one that
     several modules hold by the same."""
     computed: dict[int, tuple[BinaryWeight | Projections, list[Place]]] = {}
+    layers = list(layers)
+    orders = {holders[0].owner: tuple(holders[0].owner._parameters) for holders, _ in layers}
     for holders, binary in layers:
         key, part = id(holders[0].parameter), holders[0].part
         by: BinaryWeight | Projections = binary
@@ -193,6 +195,7 @@ def _register(layers: Iterable[tuple[list[Place], BinaryWeight]]) -> None:
             by.get_submodule("parts").register_module(str(part), binary)
         computed[key] = by, holders
     for by, holders in computed.values():
+        by.order = orders[holders[0].owner]
         for place in holders:
             by.train(place.owner.training)
             parametrize.register_parametrization(place.owner, place.weight, by)
@@ -247,18 +250,22 @@ def detach(model: nn.Module) -> list[str]:
                 "them: give each its own"
             )
         sharing[layer.module, layer.tensor] = layer
-    by_module: dict[nn.Module, list[str]] = defaultdict(list)
+    by_module: dict[nn.Module, list[tuple[str, ...]]] = defaultdict(list)
     for sharing in holders.values():
         for number, (module, tensor) in enumerate(sharing):
-            by_module[module].append(tensor)
             parametrizations: Any = module.parametrizations
+            by_module[module].append(parametrizations[tensor][0].order)
             parametrizations[tensor].eval()  # nothing random, nothing left out
             _own_class(module)
             # the first leaves ±α in the parameter, which the others hold too
             parametrize.remove_parametrizations(module, tensor, leave_parametrized=not number)
-    for module, tensors in by_module.items():  # weights come first, as before
+    for module, orders in by_module.items():
         own = module._parameters
-        own.update({name: own.pop(name) for name in tuple(own) if name not in tensors})
+        names = (*max(orders, key=len), *own)
+        ordered = {name: own[name] for name in names if name in own}
+        own.clear()
+        own.update(ordered)
+    torch.clear_autocast_cache()  # of what the latents were cast to
     return list(found)
 
 

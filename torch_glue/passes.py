@@ -186,16 +186,19 @@ def run_model(
                     "of its arguments, with labels beside them: (mapping, labels)"
                 ) from error
         raise
-    except ValueError as error:  # of torch's layers, which do not say whose input it is
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        # torch's layers do not say whose input it is
         if "more than 1 value per channel" in str(error):
             raise ValueError(
                 f"{who} takes no batch of one sample as it trains ({error}); leave out what does "
                 "not fill a batch, by drop_last=True"
             ) from error
-        if "D input (got" in str(error):
+        if "expected" in str(error) and "D input (got" in str(error):
             raise ValueError(
                 f"{who} does not take what it is given ({error}); give batches, whose first axis "
-                "is that of the samples"
+                "is that of the samples, in the shape that the model was trained on"
             ) from error
         raise
     except RuntimeError as error:

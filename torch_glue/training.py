@@ -205,6 +205,7 @@ def train_epoch(
         stepper.zero_grad()
         value.backward()
         stepper.step()
+        torch.clear_autocast_cache()  # of what was there before the step
         for layer in layers:
             if layer.parameter.requires_grad:
                 layer.binary.clip_(layer.latent)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, NamedTuple
@@ -261,11 +261,9 @@ class Watch(TorchFunctionMode):
         prefix, self._attention = self._attention, None
         if prefix is None:  # not called by a module: none of our layers
             return func(*args, **kwargs)
-        for part in (*PROJECTIONS, "out_proj"):
-            place, packed = self.places.get(prefix + part), given["in_proj_weight"]
-            used = packed if packed is not None and part != "out_proj" else given[f"{part}_weight"]
-            own = None if place is None else place.parameter
-            if own is not None and used.data_ptr() != own.data_ptr():
+        for part in (*PROJECTIONS, "out_proj") if self.wanted is None else ():
+            place = self.places.get(prefix + part)
+            if place is not None and not _uses_own(place, part, given):
                 self.otherwise.add(prefix + part)
         names = dict(zip(("query", "key", "value"), PROJECTIONS, strict=True))
         for role, part in names.items():
@@ -287,6 +285,22 @@ class Watch(TorchFunctionMode):
             path = path._replace(undo=(lambda v: v.transpose(0, 1),))
         self._keep(result, path, taint)
         return result, shares
+
+
+def _uses_own(place: Place, part: str, given: Mapping[str, Any]) -> bool:
+    """Whether attention is given a projection's own weight, perhaps in another type."""
+    packed, own = given["in_proj_weight"], place.parameter
+    if own is None:  # refused by itself
+        return True
+    if packed is None or part == "out_proj":
+        used = given[f"{part}_weight"]
+    else:
+        used = packed.chunk(len(PROJECTIONS))[PROJECTIONS.index(part)]
+    try:
+        own = place.own(own).detach().to(used.dtype)
+        return torch.allclose(used.detach(), own, rtol=0, atol=0, equal_nan=True)
+    except RuntimeError:  # of other shapes, or within torch.func
+        return False
 
 
 def _norm_factor(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:

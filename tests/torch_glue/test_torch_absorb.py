@@ -648,7 +648,7 @@ def test_an_error_tells_all_layers_that_cannot_be_absorbed():
     told = str(error.value)
     assert told.startswith("0.last: is followed by '1', no BatchNorm")
     others = layers[:4]
-    assert told.endswith(f"; likewise 1, 3; the others can be absorbed: layers={others}")
+    assert told.endswith(f"; also refused: 1, 3; not refused: layers={others}")
     assert torch_glue.absorb_scales(model, others) == {f"0.{n}": f"0.{NORMS[n]}" for n in LAYERS}
 
 

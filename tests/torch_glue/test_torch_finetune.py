@@ -758,3 +758,26 @@ def test_a_last_batch_of_one_sample_is_told():
         ValueError, match=r"loader: the model takes no batch of one.*drop_last=True"
     ):
         torch_glue.finetune(make_model(), loader, epochs=1, lr=0.01)
+
+
+def test_within_autocast_each_step_is_seen():
+    losses = []
+    for kept in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=kept):
+            result = torch_glue.finetune(make_model(), make_loader(), epochs=3, lr=0.02)
+        losses.append([epoch.loss for epoch in result.epochs])
+    assert losses[0] == losses[1]
+
+
+def test_numpys_flags_and_words_are_resumed(tmp_path):
+    options = {"freeze_batchnorm": np.True_, "keep": np.str_("best"), "epochs": np.int64(2)}
+    for _ in range(2):
+        result = torch_glue.finetune(
+            make_model(), make_loader(), checkpoint=tmp_path / "tuned.pt", **options
+        )
+    assert len(result.epochs) == 2
+
+
+def test_a_teacher_that_does_not_teach_may_be_the_model():
+    model = make_model()
+    torch_glue.finetune(model, make_loader(), epochs=1, teacher=model, distillation=0)

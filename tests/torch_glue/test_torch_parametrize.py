@@ -857,6 +857,24 @@ def test_constants_of_a_run_are_not_lost(tmp_path):
         assert torch.equal(each(inputs), outputs)
 
 
+@pytest.mark.parametrize("parts", [["k_proj"], ["v_proj", "q_proj"], ["v_proj", "k_proj"]])
+@pytest.mark.parametrize("calls", [1, 2])
+def test_detaching_parts_keeps_the_order_of_the_parameters(parts, calls):
+    class Own(nn.MultiheadAttention):
+        def __init__(self):
+            super().__init__(8, 2, kdim=6, vdim=4)
+            self.own = nn.Parameter(torch.ones(3))
+            later = {name: self._parameters.pop(name) for name in ("q_proj_weight", "in_proj_bias")}
+            self._parameters.update(later)  # the module's own comes before these
+
+    model = Own()
+    before = [name for name, _ in model.named_parameters()]
+    for names in [parts] if calls == 1 else [[part] for part in parts]:
+        torch_glue.attach(model, names)
+    torch_glue.detach(model)
+    assert [name for name, _ in model.named_parameters()] == before
+
+
 def test_detaching_keeps_the_order_of_the_parameters():
     """An optimiser's state is loaded by it."""
     model = nn.ModuleList([nn.Linear(4, 3), nn.Conv2d(3, 4, 3), nn.MultiheadAttention(8, 2)])
@@ -872,3 +890,18 @@ def test_detaching_keeps_the_order_of_the_parameters():
 def test_of_wrapped_models_what_is_within_is_attached():
     with pytest.raises(ValueError, match="no module '0': it is wrapped; attach to what is within"):
         torch_glue.attach(nn.DataParallel(nn.Sequential(nn.Linear(4, 3))), ["0"])
+
+
+def test_within_autocast_detaching_forgets_what_latents_were_cast_to():
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(5, 8)
+    plain = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(inputs)
+        torch_glue.attach(model, ["0"])
+        torch_glue.detach(model)
+        within = model(inputs)
+    torch_glue.attach(plain, ["0"])
+    torch_glue.detach(plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain(inputs), within)

@@ -382,23 +382,37 @@ def test_constants_are_not_half_applied(tmp_path):
         assert not torch.equal(fresh.eval()(IMAGES), resnet().eval()(IMAGES))
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_a_named_shortcut_of_attention_is_that_which_is_found(tmp_path, batch_first):
-    class Encoder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = nn.Linear(8, 8)
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+class Encoder(nn.Module):
+    """Attention with a shortcut; "around": it has positions first, all else samples."""
 
-        def forward(self, x):
-            x = self.first(x)
-            return x + self.attention(x, x, x, need_weights=False)[0]
+    def __init__(self, layout):
+        super().__init__()
+        self.layout = layout
+        self.first = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=layout == "samples first")
 
+    def forward(self, x):
+        x = self.first(x)
+        y = x.transpose(0, 1) if self.layout == "around" else x
+        y = self.attention(y, y, y, need_weights=False)[0]
+        return x + (y.transpose(0, 1) if self.layout == "around" else y)
+
+
+def test_a_named_shortcut_of_as_many_positions_as_samples(tmp_path):
+    named = {"attention.out_proj": "first"}
+    options = {"method": "sign", "residual": named}
+    torch_glue.binarize(Encoder("samples first"), torch.randn(6, 6, 8), tmp_path / "a", **options)
+    with pytest.raises(ValueError, match="as many positions as samples"):
+        torch_glue.binarize(Encoder("around"), torch.randn(6, 6, 8), tmp_path / "b", **options)
+
+
+@pytest.mark.parametrize("layout", ["positions first", "samples first", "around"])
+def test_a_named_shortcut_of_attention_is_that_which_is_found(tmp_path, layout):
     torch.manual_seed(0)
-    state, inputs = Encoder().state_dict(), [torch.randn(5, 12, 8) for _ in range(4)]
+    state, inputs = Encoder(layout).state_dict(), [torch.randn(5, 12, 8) for _ in range(4)]
     codes = []
     for n, residual in enumerate(("auto", {"attention.out_proj": "first"}, False)):
-        model = Encoder()
+        model = Encoder(layout)
         model.load_state_dict(state)
         run = torch_glue.binarize(model, inputs, tmp_path / str(n), method="dcc", residual=residual)
         codes.append(run.codes_sha256)
@@ -479,3 +493,26 @@ def test_attention_that_computes_with_other_weights_is_refused_unless_skipped(tm
         torch_glue.binarize(model, inputs, tmp_path / "a", skip=[plain], method="sign")
     run = torch_glue.binarize(model, inputs, tmp_path / "b", skip=[changed], method="sign")
     assert len(run.layers) == (1 if changed == "0.?_proj" else 3)
+
+
+@pytest.mark.parametrize("use", ["cast", "joined", "turned"])
+def test_attention_is_judged_by_the_values_of_its_weights(tmp_path, use):
+    class Own(nn.MultiheadAttention):
+        def forward(self, x):
+            packed, last = self.in_proj_weight, self.out_proj.weight
+            if use == "cast":
+                packed = packed.to(torch.float64).to(x.dtype)
+            if use == "joined":
+                packed = torch.cat(packed.chunk(3))
+            if use == "turned":
+                last = last.t()
+            return nn.functional.multi_head_attention_forward(
+                x, x, x, 8, 2, packed, self.in_proj_bias, None, None, False, 0.0, last, None
+            )[0]
+
+    model, inputs = nn.Sequential(Own(8, 2, bias=False)), torch.randn(5, 7, 8)
+    if use != "turned":
+        assert len(torch_glue.binarize(model, inputs, tmp_path, method="sign").layers) == 4
+        return
+    with pytest.raises(ValueError, match=r"layer 0\.out_proj: the forward of Own gives another"):
+        torch_glue.binarize(model, inputs, tmp_path, method="sign")
