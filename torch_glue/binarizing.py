@@ -11,8 +11,9 @@ from torch.utils import data
 
 import hashsolve
 from torch_glue.checks import check_again
-from torch_glue.network import Shortcuts, TorchNetwork
+from torch_glue.network import TorchNetwork
 from torch_glue.passes import batches_of, random_state_kept
+from torch_glue.shortcuts import Shortcuts
 
 _RANDOM = (data.RandomSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)
 

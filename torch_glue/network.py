@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -19,10 +19,9 @@ from torch_glue.checks import check_model
 from torch_glue.filters import NORMS
 from torch_glue.own_forwards import computed_otherwise
 from torch_glue.passes import evaluating, no_fused_attention, run_batch, run_model
-from torch_glue.places import Place, as_array, fill, places_of, samples_first, writable
-from torch_glue.watch import Found, Seen, Watch, divided, norm_factor
-
-Shortcuts = str | bool | Mapping[str, str | tuple[str | None, str]]
+from torch_glue.places import as_array, fill, places_of, writable
+from torch_glue.shortcuts import Shortcuts, checked_shortcuts, named_shortcut
+from torch_glue.watch import Found, Seen, Watch
 
 
 @update.register
@@ -84,7 +83,7 @@ class TorchNetwork:
         self.remarks: list[str] = []
         self._forward = forward or run_batch
         self._places = places_of(model)
-        self._asked = _checked(shortcuts, model, self._places)
+        self._asked = checked_shortcuts(shortcuts, model, self._places)
         self._original: dict[tuple[nn.Module, str], Tensor] = {}  # before it was written
         self._calls: dict[str, int] = {}
         self._otherwise: set[str] = set()  # what a forward of its own computes in another way
@@ -197,7 +196,12 @@ class TorchNetwork:
         """
         norm, source = self._sources[name]
         if source is not None:
-            value = self._tap(name, norm, source, batch, binarized)
+
+            def run() -> None:
+                with self._weights(binarized):
+                    self._run(batch, {}, None)
+
+            value = named_shortcut(self.model, self._places[name], name, norm, source, run)
         else:
             kept, self._kept = self._kept, None
             if kept is None or kept[0] != name or kept[1] is not batch or kept[2] != binarized:
@@ -355,63 +359,6 @@ class TorchNetwork:
                 if found.shortcuts == 1 and self._calls[name] == 1:
                     self._sources[name] = found.norm, None
 
-    def _tap(
-        self, name: str, norm: str | None, source: str, batch: Any, binarized: bool
-    ) -> Tensor | None:
-        """A shortcut that was named: a module's output or input, over the norm's factor."""
-        source_name, _, which = source.partition(":")
-        target = self.model.get_submodule(source_name)
-        caught: list[Tensor] = []
-
-        def entered(_: Any, args: tuple, kwargs: dict) -> None:
-            caught.append((args or tuple(kwargs.values()))[0].detach().clone())
-
-        def left(_: Any, args: tuple, output: Any) -> None:
-            caught.append((output if isinstance(output, Tensor) else output[0]).detach().clone())
-
-        module: Any = self._places[name].module
-        shapes: list[torch.Size] = []  # of attention that has positions first
-        handles = []
-        if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
-            handles.append(module.register_forward_hook(lambda *a: shapes.append(a[2][0].shape)))
-        if which:
-            handles.append(target.register_forward_pre_hook(entered, with_kwargs=True))
-        else:
-            handles.append(target.register_forward_hook(left))
-        try:
-            with self._weights(binarized):
-                self._run(batch, {}, None)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if len(caught) > 1:
-            raise ValueError(
-                f"residual: {source!r}, named for layer {name}, is called {len(caught)} times in a "
-                "pass: name what is called once, such as the module around it"
-            )
-        if not caught:
-            return None
-        (value,) = caught
-        if shapes and len(shapes[0]) == 3:
-            positions, samples, _ = shapes[0]
-            if positions == samples:
-                raise ValueError(
-                    f"residual: {source!r}, named for layer {name}: there are as many positions as "
-                    "samples, so that it is not known which come first: use other batches, or "
-                    "residual='auto'"
-                )
-            if value.shape[:2] == (positions, samples):
-                value = samples_first(value)
-        if norm is None:
-            return value
-        factor = norm_factor(self.model.get_submodule(norm))
-        if value.dim() < 2 or value.shape[1] != len(factor):
-            raise ValueError(
-                f"residual: {source!r}, named for layer {name}, is of shape {tuple(value.shape)}: "
-                f"it does not fit the {len(factor)} channels of {norm}"
-            )
-        return divided(value, factor.reshape(-1, *(1,) * (value.dim() - 2)))
-
     @contextmanager
     def _weights(self, binarized: bool) -> Iterator[None]:
         """Within, the modules hold the full-precision weights, if so asked."""
@@ -457,28 +404,3 @@ class TorchNetwork:
             finally:
                 for handle in handles:
                     handle.remove()
-
-
-def _checked(
-    shortcuts: Shortcuts, model: nn.Module, places: dict[str, Place]
-) -> bool | dict[str, tuple[str | None, str]]:
-    """What is asked of shortcuts; of a mapping (norm, source) by layer, its names checked."""
-    if not isinstance(shortcuts, Mapping):
-        if shortcuts != "auto" and not isinstance(shortcuts, bool):
-            raise ValueError(f"residual: {shortcuts!r} is not 'auto', True, False or a mapping")
-        return bool(shortcuts)
-    modules = dict(model.named_modules())
-    result = {}
-    for name, given in shortcuts.items():
-        norm, source = (None, given) if isinstance(given, str) else given
-        module, colon, which = source.partition(":")
-        if name not in places:
-            raise ValueError(f"residual: {name!r} is no layer; layers: {', '.join(places)}")
-        if norm is not None and not isinstance(modules.get(norm), NORMS):
-            raise ValueError(f"residual: {norm!r}, named for layer {name}, is no BatchNorm")
-        if module not in modules or (colon and which != "input"):
-            raise ValueError(
-                f"residual: {source!r}, named for layer {name}, is no module, nor 'NAME:input'"
-            )
-        result[name] = norm, source
-    return result

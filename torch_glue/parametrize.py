@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import hashsolve
 from hashsolve import checks
-from hashsolve.files import open_h5
-from hashsolve.packing import combine
-from hashsolve.problem import Problem
-from hashsolve.runfolder import RunFolder
 from torch_glue.binary_weight import (
     Attached,
     BinaryWeight,
@@ -36,6 +31,7 @@ from torch_glue.filters import (
 )
 from torch_glue.passes import unwrapped
 from torch_glue.places import Place, places_of, state_name
+from torch_glue.run_codes import check_written, magnitudes_of, of_run
 
 SCALES = ("trained", "fixed", "mean", "none")
 
@@ -140,8 +136,8 @@ def attach(
         weight = place.own(whole).detach()
         if run:
             result = results[name]
-            codes, alpha = _of_run(result, weight, groups)
-            full = None if known else _magnitudes_of(run, result, weight, groups)
+            codes, alpha = of_run(result, weight, groups)
+            full = None if known else magnitudes_of(run, result, weight, groups)
         else:
             rows, full = as_rows(weight, groups), weight
             length = group_length(rows)
@@ -155,7 +151,7 @@ def attach(
             raise ValueError(f"magnitudes: the weight of {name} holds what is not finite")
         size = as_rows(full.to(weight).abs(), groups)
         if run:
-            _check_written(run, result, weight, groups, codes, alpha)
+            check_written(run, result, weight, groups, codes, alpha)
         if scales == "mean" and run:
             mean = size.mean(1, keepdim=True)
             # one scale a filter is all that its mean can stand for
@@ -181,11 +177,10 @@ def attach(
     return names
 
 
-def _register(layers: Iterable[tuple[list[Place], BinaryWeight]]) -> None:
+def _register(layers: Sequence[tuple[list[Place], BinaryWeight]]) -> None:
     """Have weights computed: those packed in one parameter by one parametrization, and one that
     several modules hold by the same."""
     computed: dict[int, tuple[BinaryWeight | Projections, list[Place]]] = {}
-    layers = list(layers)
     orders = {holders[0].owner: tuple(holders[0].owner._parameters) for holders, _ in layers}
     for holders, binary in layers:
         key, part = id(holders[0].parameter), holders[0].part
@@ -367,80 +362,3 @@ def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, li
 def _kind(place: Place) -> tuple[Any, ...]:
     """What layers that share one weight must agree in."""
     return place.layout, place.shape, place.geometry.groups
-
-
-def _of_run(result: Any, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Codes (T, S) and scales (T, G) of a run's layer, like its weight."""
-    codes, scales = result.solution.codes, np.atleast_2d(result.solution.scales)
-    if codes.ndim != 2 or codes.T.shape != as_rows(weight, groups).shape:
-        raise ValueError(
-            f"{result.name}: the run has codes of shape {codes.shape}, the model a weight of shape "
-            f"{tuple(weight.shape)}: it is not the model of this run"
-        )
-    if groups and len(scales) > 1:
-        raise ValueError(f"{result.name}: transposed convolutions have one scale a filter")
-    rows = torch.from_numpy(np.ascontiguousarray(codes.T)).to(weight)
-    return _turned(rows, weight, groups), torch.from_numpy(scales.T.copy()).to(weight)
-
-
-def _check_written(
-    run: hashsolve.Run, result: Any, weight: Tensor, groups: int, codes: Tensor, alpha: Tensor
-) -> None:
-    """A weight that is binary must be what the run wrote, else attaching would change it; but for
-    one that was so in full precision. So must one with constants, which else were not there."""
-    rows = as_rows(weight, groups)
-    written = codes * alpha.repeat_interleave(codes.shape[1] // alpha.shape[1], 1)
-    if torch.allclose(rows, written, rtol=0.01, atol=0):
-        return
-    if result.solution.intercept is not None:
-        raise ValueError(
-            f"{result.name}: the run has a constant for each of its filters, and this model is not "
-            "as the run left it: attach to the model that was binarised, or binarize this one with "
-            "the same run_dir first"
-        )
-    if group_length(rows) == 1 and not (rows.abs() == 1).all():  # one input: if absorbed
-        return
-    try:
-        before = as_rows(_magnitudes_of(run, result, weight, groups).to(rows), groups)
-    except ValueError:  # without the run's folder it is not known
-        before = None
-    if before is None or not torch.allclose(rows.abs(), before, rtol=0.01, atol=0):
-        raise ValueError(
-            f"{result.name}: its weight is binary, but not as the run left it (its scales were "
-            "absorbed, or it was trained): attach what it is now, by names of layers"
-        )
-
-
-def _magnitudes_of(run: hashsolve.Run, result: Any, weight: Tensor, groups: int) -> Tensor:
-    """|W| of a run's layer, from the problems in its folder, in the shape of its weight."""
-    path = RunFolder(run.run_dir).problem_path(result.name)
-    parts = result.layer.geometry.groups
-    columns = np.array_split(combine(result.solution.codes, result.solution.scales), parts, 1)
-    try:
-        with open_h5(path) as file:
-            stored = set(file)
-        for part, column in enumerate(columns):
-            group = "/" if parts == 1 else f"group{part}"
-            if stored if parts == 1 else group in stored:
-                weights = Problem.load(path, group).weights
-                if weights is None or weights.shape != column.shape:
-                    raise ValueError(f"{path}: it holds no weights of shape {column.shape}")
-                columns[part] = weights
-            # a group without data has no problem: its weights are sign(W) mean |W|
-    except ValueError as error:
-        raise ValueError(
-            f"{result.name}: |W| is not to be had from the run's folder ({error}); give the "
-            "full-precision network as magnitudes"
-        ) from error
-    rows = torch.from_numpy(np.concatenate(columns, axis=1).T.copy()).abs()
-    return from_rows(_turned(rows, weight, groups), weight.shape, groups)
-
-
-def _turned(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """A layer's rows as its weight has them: a transposed convolution's kernels are turned round,
-    since to the solver it is a convolution."""
-    if not groups:
-        return rows
-    kernel = weight.shape[2:]
-    axes = tuple(range(2, 2 + len(kernel)))
-    return rows.reshape(len(rows), -1, *kernel).flip(axes).flatten(1)

@@ -256,7 +256,8 @@ def followers_of(
         (used, "is used in other ways than in one call of torch's, where it would change too"),
     ):
         parts = (name.rpartition(".") for name in names)
-        for owner in {owner for owner, _, key in parts if key in CHANGED}.intersection(layers):
+        owners = {owner for owner, _, key in parts if key in CHANGED}
+        for owner in sorted(owners.intersection(layers)):
             refused[owner] = f"its weight or bias {how}"
     found = {}
     for node in nodes:

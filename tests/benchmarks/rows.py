@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import torch_glue
 from hashsolve.files import digest, write_json
 from hashsolve.plan import make_plan
+from torch_glue import resuming
 from torch_glue.network import TorchNetwork
 from torch_glue.passes import batches_of
 
@@ -126,7 +127,7 @@ def row_options(command: Callable) -> Callable:
 
 def state_digest(model: nn.Module) -> str:
     """A digest of a model's parameters and buffers."""
-    return digest(model.state_dict())[:16]
+    return resuming.state_digest(model.state_dict())[:16]
 
 
 def rivals_layers(model: nn.Module, images: Any, skip: Iterable[str]) -> list[str]:
