@@ -71,12 +71,14 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
         rows = values.numel() // values.shape[1]
         seen[norm].append((rows, mean.cpu().double(), var.cpu().double()))
 
+    sized = [norm for norm in norms if not is_lazy(norm.running_mean)]
+    kept = [(buffer, buffer.detach().clone()) for norm in sized for buffer in norm.buffers(False)]
     count = 0
     handles = [norm.register_forward_pre_hook(observe, with_kwargs=True) for norm in norms]
     try:
         with evaluating(model):
-            for norm in norms:
-                if not is_lazy(norm.running_mean):
+            if any(map(_is_compiled, model.modules())):
+                for norm in sized:
                     by_batch(norm)  # before the pass, so that a compiled model sees that it changed
             for batch in batches_of(batches, "batches"):
                 run_model(run_batch, model, batch, "batches: the model")
@@ -85,6 +87,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
         for norm, handle in zip(norms, handles, strict=True):
             norm.track_running_stats = True
             handle.remove()
+        for buffer, value in kept:  # a forward that calls no module may have written them
+            fill(buffer, value)
     if not count:
         raise ValueError("batches: it holds no batches")
     if not any(seen.values()):
@@ -112,6 +116,12 @@ def recalibrate_batchnorm(model: nn.Module, batches: Tensor | Iterable[Any]) -> 
         if norm.num_batches_tracked is not None:
             fill(norm.num_batches_tracked, torch.tensor(batch_count))
     return len(found)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether it runs, or is a wrapper that runs, what torch.compile has made of it."""
+    # a wrapper keeps the module that it was made of
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
 def running_norms(model: nn.Module) -> list[NORMS]:

@@ -7,7 +7,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from typing import Any
 
@@ -41,10 +41,10 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
     path : path
         The file appears whole or not at all.
     example : tensor, array, tuple or list, or mapping
-        The forward's arguments to trace with: one, or all in order, or by name (a mapping that
-        names none of them is one itself); no labels. The first axis of each tensor is left open,
-        for which tensors of one sample are traced as two; what else there is, such as numbers and
-        None, stays as it is here.
+        The forward's arguments to trace with: one, or all in order, or by name; no labels. A
+        mapping that names none of them is one itself, and so is a list that does not fit them. The
+        first axis of each tensor is left open, for which tensors of one sample are traced as two;
+        what else there is, such as numbers and None, stays as it is here.
     **options
         Of `torch.onnx.export`, such as ``opset_version`` or ``kwargs``: more arguments by name.
         With ``dynamic_shapes`` or ``dynamic_axes``, no other axes are left open.
@@ -86,9 +86,13 @@ def _arguments(model: nn.Module, example: Any, more: Mapping) -> inspect.BoundAr
         args = ()
     elif not isinstance(args, (list, tuple)):
         args = (args,)
+    signature = inspect.signature(model.forward)
     try:
-        return inspect.signature(model.forward).bind(*args, **kwargs)
+        return signature.bind(*args, **kwargs)
     except TypeError as error:
+        if isinstance(args, list):  # which a forward may take whole
+            with suppress(TypeError):
+                return signature.bind(args, **kwargs)
         raise ValueError(
             f"example: the model's forward does not take it ({error}); give all its arguments and "
             "no labels: one, a tuple of them, or a mapping by name"

@@ -90,6 +90,7 @@ class TorchNetwork:
         self._constants: dict[str, tuple[nn.Module, str, slice, int]] = {}
         self._sources: dict[str, tuple[str | None, str | None]] = {}  # norm, module or watched
         self._kept: tuple[Any, ...] | None = None  # a shortcut that came with an input
+        self._orders: dict[str, bool] = {}  # of named shortcuts of attention: positions first?
 
     def layers(self, batch: Any) -> list[hashsolve.Layer]:
         """All layers in the order in which a forward pass of ``batch`` reaches them.
@@ -201,7 +202,9 @@ class TorchNetwork:
                 with self._weights(binarized):
                     self._run(batch, {}, None)
 
-            value = named_shortcut(self.model, self._places[name], name, norm, source, run)
+            value = named_shortcut(
+                self.model, self._places[name], name, norm, source, self._orders, run
+            )
         else:
             kept, self._kept = self._kept, None
             if kept is None or kept[0] != name or kept[1] is not batch or kept[2] != binarized:

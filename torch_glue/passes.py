@@ -237,7 +237,8 @@ def to_device(batch: Any, model: nn.Module) -> Any:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*map(move, value))
         if isinstance(value, (list, tuple)):
-            return [move(item) for item in value]
+            moved = [move(item) for item in value]
+            return tuple(moved) if isinstance(value, tuple) else moved
         return value
 
     return move(batch)

@@ -46,10 +46,14 @@ def named_shortcut(
     name: str,
     norm: str | None,
     source: str,
+    orders: dict[str, bool],
     run: Callable[[], None],
 ) -> Tensor | None:
     """What a named module gives, or is given, in the pass that ``run`` makes; over the factor of
-    the BatchNorm before the addition. None where the pass does not reach it."""
+    the BatchNorm before the addition. None where the pass does not reach it.
+
+    ``orders`` remembers of each source for attention whether its positions come first.
+    """
     source_name, _, which = source.partition(":")
     target = model.get_submodule(source_name)
     caught: list[Tensor] = []
@@ -84,13 +88,17 @@ def named_shortcut(
     (value,) = caught
     if shapes and len(shapes[0]) == 3:
         positions, samples, _ = shapes[0]
-        if positions == samples:
+        if target is module:
+            orders[source] = True
+        elif positions != samples:
+            orders[source] = value.shape[:2] == (positions, samples)
+        elif source not in orders:
             raise ValueError(
                 f"residual: {source!r}, named for layer {name}: there are as many positions as "
-                "samples, so that it is not known which come first: use other batches, or "
-                "residual='auto'"
+                "samples, so that it is not known which come first: let the first batch be "
+                "another, or use residual='auto'"
             )
-        if value.shape[:2] == (positions, samples):
+        if orders[source]:
             value = samples_first(value)
     if norm is None:
         return value

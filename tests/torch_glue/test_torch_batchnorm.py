@@ -211,3 +211,27 @@ def test_a_batchnorm_that_is_no_call_of_a_module_is_not_set():
 
     with pytest.raises(ValueError, match="no batch reaches a BatchNorm"):
         recalibrate_batchnorm(Functional(), torch.randn(8, 3))
+
+
+@pytest.mark.parametrize("training", [None, True])
+def test_a_batchnorm_that_is_no_call_of_a_module_keeps_its_statistics(training):
+    """Its forward may say whether it is in training, or train whatever it is."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            norm = self.norm
+            mode = norm.training if training is None else training
+            y = nn.functional.batch_norm(x, norm.running_mean, norm.running_var, training=mode)
+            return self.last(y)
+
+    model, x = Mixed(), 3 * torch.randn(64, 3) + 1
+    before = copy.deepcopy(model.norm.state_dict())
+    assert recalibrate_batchnorm(model, x) == 1
+    for name, value in model.norm.state_dict().items():
+        assert torch.equal(value, before[name])
+    if training is None:  # it normalises by what it keeps
+        torch.testing.assert_close(model.last.running_mean, x.mean(0))

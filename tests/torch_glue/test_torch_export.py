@@ -200,3 +200,29 @@ def test_it_says_nothing_about_itself(tmp_path):
     finally:
         logger.removeHandler(handler)
     assert not said and logger.level == level
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("opened", [False, True])
+def test_an_argument_that_is_a_tuple_or_a_list(tmp_path, kind, opened):
+    """It stays what it is; a list that does not fit the arguments is one."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, pair):
+            assert isinstance(pair, kind)
+            return self.layer(pair[0]) - self.layer(pair[1])
+
+    model, pair = Both(), kind([torch.randn(5, 4), torch.randn(5, 4)])
+    axes = {0: torch.export.Dim.DYNAMIC}
+    shapes = {"dynamic_shapes": (kind([axes, axes]),)} if opened else {}
+    example = pair if kind is list else (pair,)
+    torch_glue.export_onnx(model, tmp_path / "model.onnx", example, **shapes)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    names = [given.name for given in session.get_inputs()]
+    (found,) = session.run(None, {n: x.numpy() for n, x in zip(names, pair, strict=True)})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(pair).numpy(), rtol=1e-5, atol=1e-5)

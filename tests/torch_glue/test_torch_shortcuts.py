@@ -406,6 +406,20 @@ def test_a_named_shortcut_of_as_many_positions_as_samples(tmp_path):
         torch_glue.binarize(Encoder("around"), torch.randn(6, 6, 8), tmp_path / "b", **options)
 
 
+@pytest.mark.parametrize("source", ["first", "attention:input"])
+def test_a_last_batch_of_as_many_samples_as_positions(tmp_path, source):
+    """Which come first is known from those before, or because the attention itself is named."""
+    torch.manual_seed(0)
+    state, inputs = Encoder("around").state_dict(), [torch.randn(n, 6, 8) for n in (9, 9, 6)]
+    codes = []
+    for n, residual in enumerate(("auto", {"attention.out_proj": source}, False)):
+        model = Encoder("around")
+        model.load_state_dict(state)
+        run = torch_glue.binarize(model, inputs, tmp_path / str(n), method="dcc", residual=residual)
+        codes.append(run.codes_sha256)
+    assert codes[0] == codes[1] != codes[2]
+
+
 @pytest.mark.parametrize("layout", ["positions first", "samples first", "around"])
 def test_a_named_shortcut_of_attention_is_that_which_is_found(tmp_path, layout):
     torch.manual_seed(0)
