@@ -7,7 +7,7 @@ import numpy as np
 from hashsolve.control import Control
 from hashsolve.instance import Instance
 from hashsolve.kernels.products import correlations, products
-from hashsolve.kernels.twofold import fixed_loss, precise
+from hashsolve.kernels.twofold import fixed_loss, precise_products
 from hashsolve.problem import cancelling
 
 
@@ -43,9 +43,10 @@ class State:
 
     def refine(self, columns: np.ndarray) -> None:
         """Compute p and q of some columns in twice the precision: their terms may be far larger."""
-        for t in columns:
-            bits = self.codes[t].astype(float)
-            self.p[t], self.q[t] = precise(self.instance.gram, self.instance.cross[t], bits)
+        p, q = np.empty((2, len(columns)))
+        rows = (self.instance.cross[columns], self.codes[columns], p, q)
+        self.control.columns(precise_products, (self.instance.gram,), rows)
+        self.p[columns], self.q[columns] = p, q
 
     @property
     def scales(self) -> np.ndarray:

@@ -24,8 +24,12 @@ _SETTLED = 1e-9  # share of the loss by which a round must lower it
 PlainSolve = Callable[[str, Problem, np.ndarray | None, Control], Solution]
 """Solves a plain problem by a method, from start codes (S, T)."""
 
-CONTAINED = {"auto": ("dcc", "one_flip", "babai", "beam", "tabu")}
-"""Methods whose alternation runs too: with bases, the one that contains them ends no worse."""
+CONTAINED = {
+    "bases": ("dcc", "one_flip", "babai", "beam", "tabu"),
+    "groups": ("dcc", "tabu"),
+}
+"""What alternates before "auto" does. With bases it ends no worse than any of them; with groups,
+where each goes on from the one before, the others gain nothing on these two."""
 RESTARTS = (30, 100, 300)
 """Descents of "auto" from perturbed codes, by effort, after those of the lesser ones: alternations
 end in many places."""
@@ -53,6 +57,8 @@ def solve_variant(
     control : Control
     """
     alternate = solve_bases if problem.bases > 1 else solve_groups
+    kind = "bases" if problem.bases > 1 else "groups"
+    first = CONTAINED[kind] if method == "auto" else ("dcc",)
     control = control.again()
     control.bounded = False  # what bounds a step bounds no whole
     if method == "sign":
@@ -64,7 +70,7 @@ def solve_variant(
     best = _better(best, alternate(problem, "dcc", signs_alone.codes, solve, control.again()))
     random = np.random.default_rng(control.seed)
     for effort in EFFORTS[: EFFORTS.index(control.effort) + 1]:
-        for name in dict.fromkeys((*CONTAINED.get(method, ("dcc",)), method)):
+        for name in dict.fromkeys((*first, method)):
             if control.stop:
                 return replace(best, status=control.stop)
             begin = start if problem.bases > 1 else best.codes
@@ -86,8 +92,10 @@ def solve_variant(
             left = _lower(best.loss, found.loss, problem.energy) & (problem.energy > 0)
             if left.any() and not control.stop:
                 part, codes = problem.select(left), best.codes[..., left]
-                found = alternate(part, method, codes, solve, control.again(effort=effort))
-                best = _better(best, _put(found, best, left))
+                apart = control.again(effort=effort)
+                apart.callback = None  # it is told of all columns
+                best = _better(best, _put(alternate(part, method, codes, solve, apart), best, left))
+                control.note(float(best.loss.sum()), 0)
     return replace(best, status=control.stop or best.status)
 
 
@@ -316,12 +324,14 @@ def _canonical(codes: np.ndarray, scales: np.ndarray, group: int) -> tuple[np.nd
 
 def _group_scales(gram: np.ndarray, cross: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
     """The best G scales of each column, (T, G): least squares on M_kl = b_kᵀ H_kl b_l."""
-    scales = np.empty((len(codes), count))
-    share = len(gram) // count
-    for t, b in enumerate(codes.astype(float)):
-        matrix = (gram * b[:, None] * b).reshape(count, share, count, share).sum(axis=(1, 3))
-        scales[t] = linalg.lstsq(matrix, (cross[t] * b).reshape(count, share).sum(axis=1))[0]
-    return scales
+    columns, share = len(codes), len(gram) // count
+    b = codes.astype(float)
+    pull = (cross * b).reshape(columns, count, share).sum(axis=2)
+    matrix = np.empty((columns, count, count))
+    for k in range(count):
+        rows = slice(k * share, (k + 1) * share)
+        matrix[:, k] = ((b[:, rows] @ gram[rows]) * b).reshape(columns, count, share).sum(axis=2)
+    return np.stack([linalg.lstsq(matrix[t], pull[t])[0] for t in range(columns)])
 
 
 def _solution(

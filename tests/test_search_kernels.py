@@ -317,6 +317,10 @@ def test_twofold(seed):
     cross = rng.normal(size=size) - large
     found = twofold.precise(gram, cross, bits)
     np.testing.assert_allclose(found, reference_search.precise(gram, cross, bits), rtol=4e-16)
+    crosses, codes = np.stack([2 * cross, cross]), np.stack([-bits, bits]).astype(np.int8)
+    p, q = np.empty(2), np.empty(2)
+    twofold.precise_products(gram, crosses, codes, p, q)
+    assert (p[0], q[0]) == twofold.precise(gram, 2 * cross, -bits) and (p[1], q[1]) == found
     energy = 2 * bits @ cross - bits @ gram @ bits
     assert twofold.fixed_loss(gram, cross, energy, bits) == pytest.approx(
         reference_search.fixed_loss(gram, cross, energy, bits), rel=4e-16, abs=0

@@ -623,6 +623,15 @@ def test_a_callback_that_stops_is_not_called_again(fields):
     assert len(calls) == 1 and s.status is hs.Status.STOPPED
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_callback_is_told_the_loss_of_all_columns(seed):
+    rng = np.random.default_rng(seed)
+    x, w = rng.normal(size=(12, 30)), rng.normal(size=(12, 4))
+    p, told = hs.Problem.from_arrays(x, w, scale_group=2), []
+    s = hs.solve(p, "auto", "fast", callback=lambda sweep: told.append(sweep.loss))
+    assert min(told) == pytest.approx(s.loss.sum(), rel=1e-9)
+
+
 @pytest.mark.parametrize("mean", [1e2, 1e3, 1e5])
 @pytest.mark.parametrize("method", ["dcc", "exact", "auto"])
 def test_an_intercept_with_a_large_mean(mean, method, rng):

@@ -45,6 +45,8 @@ def tabu(instance: Instance, start: np.ndarray, control: Control) -> Outcome:
         return codes
 
     last = search_columns(instance, first, np.arange(len(start)), search, control)
+    if not control.bounded:
+        return last._replace(status=control.stop or last.status)
     bound = dual_bounds(instance, control, dual_diagonals(instance, control))
     status = control.stop or last.status
     return last._replace(status=status, bound=bound, bound_name=dual_name(instance))
