@@ -225,7 +225,7 @@ def set_codes(model: nn.Module, share: float = 1.0, hardness: float | None = Non
         if hardness is None:
             binary.hardness = None
         elif binary.hardness is None:
-            binary.hardness = layer.latent.new_tensor(hardness)
+            binary.hardness = layer.latent.new_full((), hardness)
         else:  # in place, so that a compiled model is not compiled again
             binary.hardness.fill_(hardness)
 
