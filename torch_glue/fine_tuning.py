@@ -12,7 +12,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import data
 
@@ -194,7 +194,8 @@ def finetune(
     evaluate : callable, optional
         ``evaluate(model)`` gives the score, larger being better, or a dict of numbers of which
         the first is the score. It is called in eval mode, without gradients. By default minus
-        the loss over the first 8 batches.
+        the loss over the first 8 batches. Where several processes train one model
+        (DistributedDataParallel), it must give all of them the same.
     keep : {"best", "last"}
         Leave the network in the best state seen, the first included, or in the last. The best is
         left after an error and Ctrl-C too.
@@ -202,7 +203,8 @@ def finetune(
         Written whole after each epoch; where it is there, training goes on from it, to the same
         bits as if never stopped (as far as the machine's kernels repeat themselves). Call it as
         before, with the model built as before, or with the best state, which it was left in. The
-        data, and what ``loss`` and ``evaluate`` compute, are not compared.
+        data, and what ``loss`` and ``evaluate`` compute, are not compared. Of several processes,
+        each needs a file of its own.
     seed : int
     progress : callable, optional
         Called with (epoch, step, steps, training loss) after each step.
@@ -260,6 +262,11 @@ def finetune(
         if not callable(call) and (call is not None or name == "optimizer"):
             raise ValueError(f"{name}: must be callable, got a {type(call).__name__}")
     _check_objects(model, hardening, loader, teacher, recalibrate, checkpoint)
+    if evaluate is None and (keep == "best" or recalibrate is not None) and _in_processes(model):
+        raise ValueError(
+            "evaluate: each process would judge by batches of its own, and leave another state: "
+            "give one that is the same in all, or keep='last' without recalibrate"
+        )
     with random_state_kept():
         first = itertools.islice(seeded_batches(loader, seed, 0), PROBE if evaluate is None else 0)
         probe, per_epoch = list(first), epoch_length(loader)
@@ -313,6 +320,10 @@ def finetune(
         "keep": str(keep),
         "seed": seed,
         "model": digest([[name, str(p.shape)] for name, p in model.named_parameters()]),
+        "attach": [
+            [layer.binary.kind, layer.binary.clip, layer.binary.stochastic]
+            for layer in attached(model).values()
+        ],
     }
     start = state_digest(model.state_dict())
     modes = [(module, module.training) for module in model.modules()]
@@ -369,6 +380,14 @@ def finetune(
     if result.worse:
         warnings.warn(f"fine-tuning left the network worse: {result}", stacklevel=2)
     return result
+
+
+def _in_processes(model: nn.Module) -> bool:
+    """Whether several processes train it together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    wrapped = (isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules())
+    return distributed.get_world_size() > 1 and any(wrapped)
 
 
 def _listed(shares: Any) -> list[Any]:

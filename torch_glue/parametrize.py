@@ -156,8 +156,7 @@ def attach(
             mean = size.mean(1, keepdim=True)
             # one scale a filter is all that its mean can stand for
             size = torch.where(mean > 0, size * alpha.mean(1, keepdim=True) / mean, alpha[:, :1])
-        # where W is 0 the latent keeps the code all the same, in the smallest number there is
-        latent = codes * size.clamp(min=torch.finfo(size.dtype).tiny)
+        latent = codes * torch.maximum(size, _least(size))
         binary = BinaryWeight(
             alpha if scales in ("trained", "fixed") else None,
             scales,
@@ -175,6 +174,13 @@ def attach(
             for parameter in binary.parameters():  # a frozen layer stays as it is
                 parameter.requires_grad_(whole.requires_grad)
     return names
+
+
+def _least(size: Tensor) -> Tensor:
+    """What a filter's latents, of these sizes, are where W is 0, so that they keep the codes: next
+    to nothing, but no zero in float16 either, which a model may be brought to."""
+    smallest = 2.0**-24 if size.dtype == torch.float16 else torch.finfo(size.dtype).tiny
+    return (1e-4 * size.mean(1, keepdim=True)).clamp(smallest, 2.0**-23)
 
 
 def _register(layers: Sequence[tuple[list[Place], BinaryWeight]]) -> None:
@@ -316,6 +322,13 @@ def attachable(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, li
             raise ValueError(f"layers: {name} is named twice")
         place = places[name]
         if parametrize.is_parametrized(place.owner, place.weight):
+            forms = place.owner.parametrizations[place.weight]  # type: ignore[index]
+            if not any(isinstance(form, (BinaryWeight, Projections)) for form in forms):
+                kinds = ", ".join(type(form).__name__ for form in forms)
+                raise ValueError(
+                    f"{name}: its weight is parametrized by others ({kinds}): "
+                    "torch.nn.utils.parametrize.remove_parametrizations first"
+                )
             hint = "" if place.part is None else ", and attach all that lies in it by one call"
             raise ValueError(
                 f"{name}: its weight is parametrized already: detach(model) first{hint}"

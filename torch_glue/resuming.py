@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hashsolve.files import atomic, digest
 
-FORMAT = 3
+FORMAT = 4
 
 
 def copied_state(model: nn.Module) -> dict[str, Any]:

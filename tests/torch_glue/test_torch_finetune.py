@@ -166,6 +166,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
     refused(r"other settings or another model \(lr, ", lr=2e-3)
     refused(r"other settings or another model \(epochs\)", lr=1e-3, epochs=2)
     refused("other settings", make_model(scales="fixed"), lr=1e-3)
+    refused(r"another model \(attach\)", make_model(clip=1), lr=1e-3)
     for options in (
         {"optimizer": functools.partial(torch.optim.Adam, betas=(0.8, 0.9))},
         {"optimizer": torch.optim.SGD},
@@ -781,3 +782,15 @@ def test_numpys_flags_and_words_are_resumed(tmp_path):
 def test_a_teacher_that_does_not_teach_may_be_the_model():
     model = make_model()
     torch_glue.finetune(model, make_loader(), epochs=1, teacher=model, distillation=0)
+
+
+def test_processes_that_would_judge_apart_are_refused(monkeypatch):
+    """Each by its own batches: one would leave the start, and another the last epoch."""
+    model = make_model()
+    monkeypatch.setattr("torch_glue.fine_tuning._in_processes", lambda model: True)
+    images = torch.randn(32, 6)
+    for options in ({}, {"keep": "last", "recalibrate": images}):
+        with pytest.raises(ValueError, match="each process would judge by batches of its own"):
+            torch_glue.finetune(model, make_loader(), epochs=1, **options)
+    torch_glue.finetune(model, make_loader(), epochs=1, keep="last")
+    torch_glue.finetune(model, make_loader(), epochs=1, evaluate=accuracy, recalibrate=images)
