@@ -187,6 +187,12 @@ def precise(gram, cross, bits):
     return math.fsum(bits * cross), math.fsum((np.outer(bits, bits) * gram).ravel())
 
 
+def precise_products(gram, cross, codes, p, q):
+    """`precise`, row by row."""
+    for t, bits in enumerate(codes.astype(float)):
+        p[t], q[t] = precise(gram, cross[t], bits)
+
+
 def fixed_loss(gram, cross, energy, bits):
     """The loss at scale 1, rounded once."""
     return math.fsum([energy, *(-2.0 * bits * cross), *(np.outer(bits, bits) * gram).ravel()])

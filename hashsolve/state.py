@@ -43,6 +43,8 @@ class State:
 
     def refine(self, columns: np.ndarray) -> None:
         """Compute p and q of some columns in twice the precision: their terms may be far larger."""
+        if not len(columns):
+            return
         p, q = np.empty((2, len(columns)))
         rows = (self.instance.cross[columns], self.codes[columns], p, q)
         self.control.columns(precise_products, (self.instance.gram,), rows)

@@ -321,6 +321,9 @@ def test_twofold(seed):
     p, q = np.empty(2), np.empty(2)
     twofold.precise_products(gram, crosses, codes, p, q)
     assert (p[0], q[0]) == twofold.precise(gram, 2 * cross, -bits) and (p[1], q[1]) == found
+    wanted = np.empty((2, 2))
+    reference_search.precise_products(gram, crosses, codes, *wanted)
+    np.testing.assert_allclose([p, q], wanted, rtol=4e-16)
     energy = 2 * bits @ cross - bits @ gram @ bits
     assert twofold.fixed_loss(gram, cross, energy, bits) == pytest.approx(
         reference_search.fixed_loss(gram, cross, energy, bits), rel=4e-16, abs=0
