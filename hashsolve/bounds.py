@@ -130,7 +130,10 @@ def dual_diagonals(
 
 
 def dual_bounds(instance: Instance, control: Control, diagonals: np.ndarray) -> np.ndarray:
-    """What the diagonals prove, (T,); with thorough effort, what better ones prove too."""
+    """What the diagonals prove, (T,); with thorough effort, what better ones prove too;
+    `least_bounds` where nobody looks at them."""
+    if not control.bounded:
+        return least_bounds(instance)
     bounds = certify(instance, control, diagonals)
     if control.effort == "thorough":
         better = dual_diagonals(instance, control, tolerance=1e-4)
@@ -139,10 +142,9 @@ def dual_bounds(instance: Instance, control: Control, diagonals: np.ndarray) -> 
 
 
 def certify(instance: Instance, control: Control, diagonals: np.ndarray) -> np.ndarray:
-    """The bounds that diagonals prove, (T,), in the instance's units, rounding accounted for;
-    `least_bounds` where there is a reason to stop, or nobody looks at them."""
+    """The bounds that diagonals prove, (T,), in the instance's units, rounding accounted for."""
     bounds = least_bounds(instance)
-    if control.stop or not control.bounded:
+    if control.stop:
         return bounds
     starts = start_diagonals(instance)
 

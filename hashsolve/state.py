@@ -43,7 +43,7 @@ class State:
 
     def refine(self, columns: np.ndarray) -> None:
         """Compute p and q of some columns in twice the precision: their terms may be far larger."""
-        if not len(columns):
+        if not len(columns):  # the kernel would be compiled for nothing
             return
         p, q = np.empty((2, len(columns)))
         rows = (self.instance.cross[columns], self.codes[columns], p, q)

@@ -162,7 +162,7 @@ def attach(
             scales,
             groups,
             stochastic=stochastic,
-            clip=clip,
+            clip=None if clip is None else float(clip),  # checkpoints take no NumPy numbers
         )
         starts.append((whole, holders, binary, from_rows(latent, weight.shape, groups), alpha))
     _register([(holders, binary) for _, holders, binary, *_ in starts])

@@ -155,6 +155,9 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, keep, generator, hardeni
 def test_checkpoints_of_something_else_are_refused(tmp_path):
     path = tmp_path / "checkpoint"
     torch_glue.finetune(make_model(), make_loader(), lr=1e-3, checkpoint=path)
+    options = {"epochs": 1, "checkpoint": tmp_path / "clipped"}
+    for clip in (np.float32(1), 1):  # the same number
+        torch_glue.finetune(make_model(clip=clip), make_loader(), **options)
 
     def refused(match, model=None, **options):
         model = model or make_model()
@@ -784,13 +787,22 @@ def test_a_teacher_that_does_not_teach_may_be_the_model():
     torch_glue.finetune(model, make_loader(), epochs=1, teacher=model, distillation=0)
 
 
-def test_processes_that_would_judge_apart_are_refused(monkeypatch):
+@pytest.mark.filterwarnings("ignore:fine-tuning left the network worse")
+def test_processes_that_would_judge_apart_are_refused(tmp_path, monkeypatch):
     """Each by its own batches: one would leave the start, and another the last epoch."""
-    model = make_model()
-    monkeypatch.setattr("torch_glue.fine_tuning._in_processes", lambda model: True)
-    images = torch.randn(32, 6)
-    for options in ({}, {"keep": "last", "recalibrate": images}):
-        with pytest.raises(ValueError, match="each process would judge by batches of its own"):
-            torch_glue.finetune(model, make_loader(), epochs=1, **options)
-    torch_glue.finetune(model, make_loader(), epochs=1, keep="last")
-    torch_glue.finetune(model, make_loader(), epochs=1, evaluate=accuracy, recalibrate=images)
+    model, images = make_model(), torch.randn(32, 6)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        tune = functools.partial(torch_glue.finetune, loader=make_loader(), epochs=1)
+        tune(wrapped)  # one process
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        for options in ({}, {"keep": "last", "recalibrate": images}):
+            with pytest.raises(ValueError, match="each process would judge by batches of its own"):
+                tune(wrapped, **options)
+        tune(model)  # each process its own
+        tune(wrapped, keep="last")
+        tune(wrapped, evaluate=accuracy, recalibrate=images)
+    finally:
+        torch.distributed.destroy_process_group()
