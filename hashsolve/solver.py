@@ -164,10 +164,7 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
     outcome = _search(method, instance, np.ascontiguousarray(start), control)
     # what is reported is computed afresh from the codes and scales themselves
     state = State(instance, outcome.codes, control, turn=method.promise != "valid")
-    # what the rounding of sums of such terms can do to the loss
-    size = outcome.scales**2 * sum(np.abs(row).sum() for row in instance.gram)
-    size += outcome.scales * np.abs(instance.cross).sum(axis=1)
-    noise = 1e-11 * np.abs(instance.energy) + 1e-13 * size
+    noise = state.noise(outcome.scales)
     if instance.free:
         state.refine(np.flatnonzero(noise > OPTIMAL_TOLERANCE * instance.energy))
     loss = state.loss(outcome.scales)

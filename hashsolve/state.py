@@ -62,6 +62,12 @@ class State:
         """e − 2α cᵀb + α² bᵀHb of each column."""
         return self.instance.energy - 2 * scales * self.p + scales**2 * self.q
 
+    def noise(self, scales: np.ndarray) -> np.ndarray:
+        """What the rounding of sums of terms of these sizes can do to the loss, (T,)."""
+        size = scales**2 * sum(np.abs(row).sum() for row in self.instance.gram)
+        size += scales * np.abs(self.instance.cross).sum(axis=1)
+        return 1e-11 * np.abs(self.instance.energy) + 1e-13 * size
+
     def fixed_loss(self, columns: np.ndarray) -> np.ndarray:
         """The loss of some columns at a fixed scale, rounded once: its terms may be far larger."""
         one = self.instance

@@ -9,6 +9,7 @@ import numpy as np
 from hashsolve.control import Control
 from hashsolve.instance import Instance
 from hashsolve.methods.outcome import STOPPED, Outcome
+from hashsolve.solution import OPTIMAL_TOLERANCE
 from hashsolve.state import State
 
 RESTARTS = 8
@@ -34,8 +35,22 @@ def restarted(
 
 
 def better(instance: Instance, a: Outcome, b: Outcome, control: Control) -> Outcome:
-    """Column by column the one with the smaller loss; ``b`` where they are equal."""
-    loss_a, loss_b = (State(instance, o.codes, control).loss(o.scales) for o in (a, b))
+    """Column by column the one with the smaller loss; ``b`` where they are equal.
+
+    Where codes all but cancel, and rounding would decide, in twice the precision.
+    """
+    states = [State(instance, o.codes, control) for o in (a, b)]
+
+    def losses() -> list[np.ndarray]:
+        return [state.loss(o.scales) for state, o in zip(states, (a, b), strict=True)]
+
+    loss_a, loss_b = losses()
+    noise = states[0].noise(a.scales) + states[1].noise(b.scales)
+    doubtful = (np.abs(loss_a - loss_b) <= noise) & (noise > OPTIMAL_TOLERANCE * instance.energy)
+    doubtful &= (a.codes != b.codes).any(axis=1)
+    for state in states:
+        state.refine(np.flatnonzero(doubtful))
+    loss_a, loss_b = losses()
     keep = loss_a < loss_b
     codes = np.where(keep[:, None], a.codes, b.codes)
     return b._replace(codes=codes, scales=np.where(keep, a.scales, b.scales))
