@@ -31,6 +31,7 @@ from rows import Log, Mixed, Row, row_options, state_digest
 from torch import Tensor, nn
 
 from hashsolve.files import atomic, digest
+from torch_glue.passes import to_device
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import shared_data
@@ -133,7 +134,7 @@ class Images:
         """Top-1, per cent: on the 4,000 test images of cifar10.h5 and on all 10,000."""
         with torch.no_grad():
             parts = [
-                model(normalised(torch.from_numpy(part))).argmax(1)
+                model(to_device(normalised(torch.from_numpy(part)), model)).argmax(1).cpu()
                 for part in np.array_split(self.test, 40)
             ]
         hits = torch.cat(parts) == torch.from_numpy(self.test_labels.astype(np.int64))
@@ -149,7 +150,7 @@ def normalised(pixels: Tensor) -> Tensor:
     return values.permute(0, 3, 1, 2)
 
 
-def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
+def trained_vgg9(data: Path, limit: int | None, folder: Path, device: str) -> nn.Module:
     """VGG-9, trained by SGD with a one-cycle step, resumable by epoch; the same for all rows of the
     same images.
 
@@ -157,7 +158,7 @@ def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
     """
     images, say = Images(data, min(128, limit or 128), limit), Log()
     torch.manual_seed(0)
-    model = VGG9().to(memory_format=torch.channels_last)
+    model = VGG9().to(device, memory_format=torch.channels_last)
     mixed, steps = Mixed(model), VGG_EPOCHS * len(images)
     stepper = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(stepper, 0.1, total_steps=steps)
@@ -165,7 +166,7 @@ def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
     parts += [images.digest] if images.digest != USUAL["data"] else []
     path, done = folder / f"{'-'.join(parts)}.pt", 0
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         done = state["epoch"]
         if done < VGG_EPOCHS:
@@ -174,7 +175,8 @@ def trained_vgg9(data: Path, limit: int | None, folder: Path) -> nn.Module:
     for epoch in range(done + 1, VGG_EPOCHS + 1):
         torch.manual_seed(epoch)
         model.train()
-        for step, (inputs, labels) in enumerate(images, 1):
+        for step, batch in enumerate(images, 1):
+            inputs, labels = to_device(batch, model)
             loss = nn.functional.cross_entropy(mixed(inputs), labels)
             stepper.zero_grad()
             loss.backward()
@@ -213,7 +215,7 @@ def main(context: click.Context, data: Path | None, folder: Path, **options: Any
     row = Row(context, folder, SKIP[options["network"]], options, sources, USUAL)
     if row.print_if_done():
         return
-    full = full or trained_vgg9(path, limit, folder)
+    full = full or trained_vgg9(path, limit, folder, options["device"])
     row.make(
         full.to(memory_format=torch.channels_last),
         images,

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from hashsolve.files import digest, sha256
 from torch_glue.network import TorchNetwork
+from torch_glue.passes import to_device
 
 NETWORKS = {"resnet18": ResNet18, "alexnet": AlexNet}
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
@@ -115,7 +116,11 @@ def load_network(name: str, weights: Path | None, classes: int) -> nn.Module:
             ) from error
     if weights is not None:
         whole = weights.suffix == ".safetensors"
-        state = load_file(weights) if whole else torch.load(weights, weights_only=True)
+        state = (
+            load_file(weights)
+            if whole
+            else torch.load(weights, map_location="cpu", weights_only=True)
+        )
         model.load_state_dict(state)
     return model.eval()
 
@@ -125,8 +130,8 @@ def measure(model: nn.Module, loader: DataLoader) -> dict[str, float]:
     first = five = count = 0
     with torch.no_grad():
         for images, labels in loader:
-            best = model(images).topk(min(5, len(loader.dataset.classes)), 1).indices
-            hits = best == labels[:, None]
+            outputs = model(to_device(images, model)).cpu()
+            hits = outputs.topk(min(5, len(loader.dataset.classes)), 1).indices == labels[:, None]
             first, five = first + int(hits[:, 0].sum()), five + int(hits.any(1).sum())
             count += len(labels)
     return {"top1": 100 * first / count, "top5": 100 * five / count}

@@ -35,6 +35,18 @@ SETTINGS = {
     "binaryconnect": {"scales": "none", "clip": 1.0},
     "binaryconnect-stochastic": {"scales": "none", "clip": 1.0, "stochastic": True},
 }
+
+
+def known_device(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """The name of a device that this torch has."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        message = str(error).partition("\n")[0]
+        raise click.BadParameter(f"{name}: this torch has no such device ({message})") from error
+    return name
+
+
 OPTIONS = [
     click.option("--start", default="auto", help="A method, 'weights', or 'full' for no codes."),
     click.option("--setting", type=click.Choice(list(SETTINGS)), default="trained"),
@@ -71,6 +83,9 @@ OPTIONS = [
     click.option("--recalibrate", default=0, help="Images for BatchNorm, after each epoch."),
     click.option("--batch", default=128),
     click.option("--compile", is_flag=True, help="torch.compile network and teacher: needs g++."),
+    click.option(
+        "--device", default="cpu", callback=known_device, help="What torch computes on: cuda."
+    ),
     click.option("--seed", default=0),
 ]
 
@@ -97,7 +112,8 @@ class Shifted(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs for images of three colours, normalised."""
-        padded = nn.functional.pad(images - BLACK, (1, 1, 1, 1)) + BLACK
+        black = BLACK.to(images.device)
+        padded = nn.functional.pad(images - black, (1, 1, 1, 1)) + black
         mirrored = padded.flip(-1)
         high, low = slice(0, -2), slice(2, None)
         views = (padded[..., high, high], padded[..., low, low])
@@ -202,7 +218,8 @@ class Row:
             print(found, file=sys.stderr, flush=True)
             return found
 
-        result = {**row, "weights": state_digest(full), "full_precision": say(full.eval())}
+        result = {**row, "weights": state_digest(full)}
+        result["full_precision"] = say(full.to(row["device"]).eval())
         result["threads"] = torch.get_num_threads()
         if row["start"] != "full":
             model, made = self._start(full, calibration)

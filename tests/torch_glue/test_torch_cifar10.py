@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """The CIFAR-10 script on a few random images: a row, made once, resumed where it was killed."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+try:
+    import elsewhere  # before the first backward pass, which counts devices
+except ImportError:
+    elsewhere = None
 from click.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -213,6 +218,40 @@ def test_a_row_is_made_once_and_resumed(data, tmp_path, monkeypatch):
         cifar10.VGG9,
         rows.Mixed,
     ]
+
+
+@pytest.mark.skipif(elsewhere is None, reason="this torch makes no device of Python")
+def test_a_row_of_another_device_is_the_same(data, tmp_path, monkeypatch):
+    network = torch.nn.Sequential()
+    network.add_module("conv1", torch.nn.Conv2d(3, 8, 3, 2))
+    network.add_module("conv2", torch.nn.Conv2d(8, 8, 3, 2))
+    network.add_module("norm", torch.nn.BatchNorm2d(8))
+    network.add_module("flat", torch.nn.Flatten())
+    network.add_module("linear", torch.nn.Linear(8 * 49, 10))
+    monkeypatch.setattr(cifar10, "load_model", lambda: copy.deepcopy(network).eval())
+    options = f"--setting fixed --start dcc --epochs 2 --batch 20 --folder {tmp_path} "
+    options += "--calibration 40 --recalibrate 20 --shifted-teacher"
+
+    def row(*more):
+        done = CliRunner().invoke(cifar10.main, [*options.split(), *more])
+        assert done.exit_code == 0, (done.output, done.exception)
+        return untimed(json.loads(done.stdout))
+
+    with elsewhere.Elsewhere():
+        there = row("--device", str(elsewhere.DEVICE))
+    here = row()
+    assert (here.pop("device"), there.pop("device")) == ("cpu", "elsewhere:0")
+    assert here == there and len(here["after"]) == 2
+    assert "no such device" in CliRunner().invoke(cifar10.main, ["--device", "nowhere"]).output
+
+
+def untimed(row):
+    """What of a row no clock says."""
+    if isinstance(row, list):
+        return [untimed(value) for value in row]
+    if isinstance(row, dict):
+        return {key: untimed(value) for key, value in row.items() if "seconds" not in key}
+    return row
 
 
 def test_a_row_is_of_its_data_and_so_is_its_vgg9(data, tmp_path):

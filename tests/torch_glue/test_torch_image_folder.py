@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+try:
+    import elsewhere  # before the first backward pass, which counts devices
+except ImportError:
+    elsewhere = None
 Image = pytest.importorskip("PIL.Image")
 from click.testing import CliRunner
 from torch import nn
@@ -82,6 +86,22 @@ def test_a_row_of_a_network_by_import_path(data, monkeypatch):
     assert row["after"][-1]["top1"] >= 90 and row["full_precision"]["top1"] < 90
     assert row["reloaded"]["top1"] == row["after"][-1]["top1"] and row["reloaded"]["top5"] == 100
     assert json.loads(run(data, *options, "--start", "dcc").stdout) == row
+
+
+@pytest.mark.skipif(elsewhere is None, reason="this torch makes no device of Python")
+def test_a_row_of_another_device_is_the_same(data, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    options = ["--network", "test_torch_image_folder:small", "--batch", "16", "--epochs", "1"]
+    options += ["--calibration", "20", "--start", "dcc"]
+    with elsewhere.Elsewhere():
+        there = run(data, *options, "--device", str(elsewhere.DEVICE))
+    here = run(data, *options)
+    assert there.exit_code == here.exit_code == 0, (there.output, here.output)
+    here, there = json.loads(here.stdout), json.loads(there.stdout)
+    assert (here["device"], there["device"]) == ("cpu", "elsewhere:0")
+    for name in ("codes_sha256", "before", "packed", "reloaded"):
+        assert here[name] == there[name]
+    assert here["after"][0]["loss"] == there["after"][0]["loss"]
 
 
 def test_a_row_is_of_its_data_and_weights(data, monkeypatch, tmp_path):
