@@ -19,6 +19,8 @@ COLUMNS = 8
 """Columns that are bounded together where one factor serves all, and that may be solved apart
 (`hashsolve.cluster`): a fixed cut, on which the last bits depend."""
 MAX_STEPS = 60
+STEPS_FROM_SHARES, INSIDE = (5, 10, 20), 0.01
+"""Steps, by effort, where `common_shares` are known, and what is added to these to be inside."""
 TOLERANCE, COARSE_TOLERANCE, COARSE_ABOVE = 5e-3, 2e-2, 400
 """Shares of the energy to which duals are solved; the coarse one for more inputs than the last."""
 
@@ -90,13 +92,19 @@ def dual_diagonals(
 
     Each costs about ten factorisations of an S×S matrix, twice as many at a tolerance of 1e-4.
     Where S is above `hashsolve.instance.LARGE`, one diagonal serves all columns. Once there is a
-    reason to stop, the others are what they start from.
+    reason to stop, the others are what they start from. Where the control has `common_shares`, a
+    few steps from those are all.
     """
     if control.stop:
         return np.zeros_like(instance.cross)
     if tolerance is None:
-        tolerance = TOLERANCE if len(instance.gram) <= COARSE_ABOVE else COARSE_TOLERANCE
-    starts = start_diagonals(instance)
+        tolerance = _tolerance(instance)
+    if control.shares is None:
+        starts, steps = start_diagonals(instance), MAX_STEPS
+    else:
+        load = instance.gram.diagonal() * (control.shares[instance.live] + INSIDE)
+        starts = np.broadcast_to(load, instance.cross.shape)
+        steps = control.budget(*STEPS_FROM_SHARES)
     if shared(instance):
         weight = np.sqrt(1.0 / np.maximum(instance.energy, np.finfo(float).tiny))
         with folded(instance.gram, instance.large) as gram:
@@ -107,7 +115,7 @@ def dual_diagonals(
                 starts[0],
                 True,
                 tolerance,
-                MAX_STEPS,
+                steps,
                 stop=lambda: control.stop,
             )
         return np.broadcast_to(found, starts.shape)
@@ -121,12 +129,40 @@ def dual_diagonals(
             starts[t],
             instance.free,
             tolerance,
-            MAX_STEPS,
+            steps,
             stop=lambda: control.stop,
         )
 
     control.each(improve, len(diagonals))
     return diagonals
+
+
+def _tolerance(instance: Instance) -> float:
+    return TOLERANCE if len(instance.gram) <= COARSE_ABOVE else COARSE_TOLERANCE
+
+
+def common_shares(instance: Instance, control: Control) -> np.ndarray:
+    """A diagonal as shares (S,) of the Gram matrix's own, few steps from the best of any column
+    that codes fit, whatever each input is multiplied by.
+
+    It says nothing of the columns at hand: the mean of the bounds of columns H e_i is highest.
+    """
+    cross, own = instance.gram.copy(), instance.gram.diagonal().copy()
+    start = start_diagonals(instance)[0]
+    with folded(instance.gram, instance.large) as gram:
+        found, _ = improve_diagonal(
+            gram,
+            cross,
+            own.sum(),
+            start,
+            True,
+            _tolerance(instance),
+            MAX_STEPS,
+            stop=lambda: control.stop,
+        )
+    shares = np.zeros(len(instance.live))
+    shares[instance.live] = np.divide(found, own, out=np.zeros_like(own), where=own > 0)
+    return shares
 
 
 def dual_bounds(instance: Instance, control: Control, diagonals: np.ndarray) -> np.ndarray:

@@ -45,6 +45,7 @@ class Control:
         self.threads = threads or cores()
         self.history: list[Sweep] = []
         self.bounded = True  # whether a method that proves no bounds is to be given some
+        self.shares: np.ndarray | None = None  # `hashsolve.bounds.common_shares` to begin with
         self._halted = threading.Event()  # shared with the controls of solves within this one
         self._pool: ThreadPoolExecutor | None = None
 

@@ -309,3 +309,34 @@ def test_the_start_is_inside_the_cone(gram):
     if gram.any():
         assert np.linalg.eigvalsh(gram + np.diag(start))[0] > 0
     assert np.isfinite(start).all()
+
+
+def test_shares_of_the_gram_matrix_serve_its_programmes(rng):
+    """Few steps from them prove of a programme with a scale a group what many steps do."""
+    inputs, groups = 60, 6
+    x = np.maximum(rng.normal(size=(inputs, 90)) + rng.normal(size=90), 0.0)
+    dead = 7
+    x[dead] = 0.0
+    problem = hs.Problem.from_arrays(x, rng.normal(size=(inputs, 1)))
+    with Control("fast") as control:
+        instance = instances.Instance.of(problem)
+        gram = instance.gram.copy()
+        shares = bounds.common_shares(instance, control)
+        np.testing.assert_array_equal(instance.gram, gram)
+        assert shares.shape == (inputs,) and shares[dead] == 0.0
+        live = instance.live
+        moved = gram + np.diag(shares[live] * gram.diagonal())
+        assert np.linalg.eigvalsh(moved)[0] > 0.0
+        for _ in range(5):
+            factor = np.repeat(rng.uniform(0.3, 3.0, groups), inputs // groups)
+            pull = factor * (problem.gram @ (factor * rng.choice([-1.0, 1.0], inputs)))
+            programme = hs.Problem.from_quadratic(problem.gram * factor * factor[:, None], pull)
+            instance = instances.Instance.of(programme)
+            found = []
+            for begin, steps in ((None, 60), (None, 5), (shares, 5)):
+                control.shares = begin
+                with mock.patch.object(bounds, "MAX_STEPS", steps):
+                    diagonals = bounds.dual_diagonals(instance, control)
+                found.append(bounds.certify(instance, control, diagonals)[0])
+            many, few, shared = found
+            assert many - shared <= 0.25 * (many - few)
