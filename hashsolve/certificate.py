@@ -16,6 +16,7 @@ from hashsolve.packing import combine
 from hashsolve.problem import Problem
 from hashsolve.solution import sound_bound
 from hashsolve.solver import INCONSISTENT, solve_sums
+from hashsolve.state import precise_where
 
 TOLERANCE = 1e-9  # share of a column's energy that a loss may be improved by or be off
 ENERGY_ROUNDING = 16 * np.finfo(float).eps  # share of an energy, before its mean is taken off
@@ -150,11 +151,12 @@ def verify(
     energy = problem.energy
     with np.errstate(over="ignore", invalid="ignore"):
         centring = given.centring_error(weight)
-        loss = reference.loss(problem, codes, scales)
+        rounding = problem.rounding(weight)
+        loss = precise_where(rounding, problem, weight, reference.loss(problem, codes, scales))
         unit = np.maximum(energy, np.abs(loss))
         tolerance = TOLERANCE * unit
         # large scales on codes that all but cancel: then the rounding of the sums themselves shows
-        slack = tolerance + problem.rounding(weight) + centring
+        slack = tolerance + rounding + centring
     if not np.isfinite(loss).all():
         violations = [
             f"column {t}: its scales give a loss beyond the range of float64"

@@ -18,6 +18,10 @@ from hashsolve.sums import Sums, in_range, sum_arrays
 from hashsolve.threads import magnitudes_times, one_blas_thread, product
 from hashsolve.validation import CONSTANT, validated
 
+SPREAD_LOST = 5e-14
+"""Share of an input's sum of squares that is rounding where the mean accounts for the rest: of 10⁶
+equal rows half of it was seen to be lost."""
+
 
 def cancelling(gram: np.ndarray) -> float:
     """How large bᵀHb may be and yet counts as 0: 1e-12 trace H. The rounding of H itself may give
@@ -283,10 +287,12 @@ class Problem:
         about_means(cross, inputs, targets, weight)
         about_own_mean(energy, targets, weight)
         # inputs and targets that are constant leave rounding: that is zero
-        size, left = np.abs(np.diagonal(self.gram)), np.diagonal(gram)
-        constant = (size > 0) & (np.abs(left) <= CONSTANT * size)
-        if self.free_scale and (left[~constant] < 0).any():
-            i = int(np.argmin(np.where(constant, 0.0, left)))
+        left, constant = np.diagonal(gram), self._constant()
+        unclear = constant & self._varies(gram, cross)
+        constant &= ~unclear
+        unclear |= (left < 0) & ~constant
+        if self.free_scale and unclear.any():
+            i = int(np.argmax(unclear))
             raise ValueError(
                 f"{self.name}: intercept: input {i} has a mean of "
                 f"{self.input_sum[i] / self.row_weight:.3g} and spreads so little about it that "
@@ -306,14 +312,33 @@ class Problem:
             intercept=False,
         )
 
+    def _constant(self) -> np.ndarray:
+        """Which inputs have a mean that accounts for all of their squares but rounding, (S,)."""
+        assert self.input_sum is not None
+        size = np.diagonal(self.gram)
+        left = size - self.input_sum / self.row_weight * self.input_sum
+        return (size != 0) & (np.abs(left) <= SPREAD_LOST * np.abs(size))
+
+    def _varies(self, gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
+        """Which inputs go with others or with targets by more than what sums about means (centred
+        ``gram``, ``cross``) may have lost, (S,)."""
+        inputs, targets = np.sqrt(np.abs(np.diagonal(self.gram))), np.sqrt(self.energy)
+        limit = 8 * SPREAD_LOST * inputs[:, None]
+        others = (np.abs(gram) > limit * inputs) & ~np.eye(len(gram), dtype=bool)
+        return others.any(axis=1) | (np.abs(cross) > limit * targets).any(axis=1)
+
     def centring_error(self, weight: np.ndarray) -> np.ndarray:
         """What rounding of the sums can do to the loss of weights (S, T) about the means, (T,):
         these are what is left of sums that may be far larger."""
         if not self.intercept:
             return np.zeros(self.columns)
-        assert self.input_sum is not None
-        total = np.abs(self.input_sum) @ np.abs(weight)
-        return 1e-13 * (self.energy + total / self.row_weight * total)
+        assert self.input_sum is not None and self.row_weight
+        means = np.abs(self.input_sum)[:, None] * np.abs(weight) / np.sqrt(self.row_weight)
+        error = 1e-13 * (self.energy + means.sum(axis=0) ** 2)
+        # how constant inputs may have gone with others, and with the targets
+        constant = self._constant()
+        others = np.sqrt(np.abs(np.diagonal(self.gram))) @ np.abs(weight) + np.sqrt(self.energy)
+        return error + 16 * SPREAD_LOST * means[constant].sum(axis=0) * others
 
     def rounding(self, weight: np.ndarray) -> np.ndarray:
         """What rounding of the sums can do to the loss of weights (S, T), (T,)."""

@@ -198,6 +198,18 @@ def fixed_loss(gram, cross, energy, bits):
     return math.fsum([energy, *(-2.0 * bits * cross), *(np.outer(bits, bits) * gram).ravel()])
 
 
+def weighted_losses(gram, cross, energy, weights, loss):
+    """Every loss in exact fractions, rounded once."""
+    for t, row in enumerate(weights):
+        u = [Fraction(value) for value in row]
+        exact = Fraction(energy[t]) - 2 * sum(
+            a * Fraction(c) for a, c in zip(u, cross[t], strict=True)
+        )
+        for a, line in zip(u, gram, strict=True):
+            exact += a * sum(Fraction(h) * b for h, b in zip(line, u, strict=True))
+        loss[t] = float(exact)
+
+
 def divide(values, divisors, rest):
     """Every quotient and its rounding in exact fractions, rounded once."""
     for t, i in np.ndindex(values.shape):

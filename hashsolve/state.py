@@ -7,8 +7,9 @@ import numpy as np
 from hashsolve.control import Control
 from hashsolve.instance import Instance
 from hashsolve.kernels.products import correlations, products
-from hashsolve.kernels.twofold import fixed_loss, precise_products
-from hashsolve.problem import cancelling
+from hashsolve.kernels.twofold import fixed_loss, precise_products, weighted_losses
+from hashsolve.problem import Problem, cancelling
+from hashsolve.solution import OPTIMAL_TOLERANCE
 
 
 class State:
@@ -79,3 +80,18 @@ class State:
             return np.array(loss)
         rest = np.einsum("ts,ts->t", one.cross_rest[columns], self.codes[columns])
         return loss + one.energy_rest[columns] - 2 * rest
+
+
+def precise_where(
+    rounding: np.ndarray, problem: Problem, weights: np.ndarray, loss: np.ndarray
+) -> np.ndarray:
+    """Losses (T,) of weights (S, T), in twice the precision where ``rounding`` (T,) shows."""
+    doubtful = np.flatnonzero(rounding > OPTIMAL_TOLERANCE * problem.energy)
+    if not len(doubtful):  # the kernel would be compiled for nothing
+        return loss
+    cross, rows = (np.ascontiguousarray(a.T[doubtful]) for a in (problem.cross, weights))
+    found = np.empty(len(doubtful))
+    weighted_losses(problem.gram, cross, problem.energy[doubtful], rows, found)
+    loss = loss.copy()
+    loss[doubtful] = np.where(np.isfinite(found), found, loss[doubtful])  # beyond the range
+    return loss

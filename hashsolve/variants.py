@@ -16,10 +16,12 @@ from hashsolve.kernels.group_dcc import group_dcc_sweep
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
 from hashsolve.solution import Solution, Status, Sweep, sound_bound
+from hashsolve.state import precise_where
 
 _ROUNDS = 50  # of an alternation that usually settles within ten
 _LARGEST = 1e290  # sums with which codes are perturbed
 _COLUMNS = ("codes", "scales", "loss", "lower_bound")
+_SCALE_MATRICES = 2**21  # numbers in the matrices of scales that are made at once: 16 MB
 _SETTLED = 1e-9  # share of the loss by which a round must lower it
 
 PlainSolve = Callable[[str, Problem, np.ndarray | None, Control], Solution]
@@ -97,7 +99,7 @@ def solve_variant(
             if left.any() and not control.stop:
                 part, codes = problem.select(left), best.codes[..., left]
                 apart = control.again(effort=effort)
-                apart.callback = None  # it is told of all columns
+                apart.beside(float(best.loss[~left].sum()))
                 best = _better(best, _put(alternate(part, method, codes, solve, apart), best, left))
                 control.note(float(best.loss.sum()), 0)
     return replace(best, status=control.stop or best.status)
@@ -328,6 +330,16 @@ def _canonical(codes: np.ndarray, scales: np.ndarray, group: int) -> tuple[np.nd
 
 def _group_scales(gram: np.ndarray, cross: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
     """The best G scales of each column, (T, G): least squares on M_kl = b_kᵀ H_kl b_l."""
+    scales = np.empty((len(codes), count))
+    most = max(1, _SCALE_MATRICES // count**2)
+    for first in range(0, len(codes), most):
+        part = slice(first, first + most)
+        scales[part] = _some_scales(gram, cross[part], codes[part], count)
+    return scales
+
+
+def _some_scales(gram: np.ndarray, cross: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
+    """The above, of columns whose matrices fit into memory at once."""
     columns, share = len(codes), len(gram) // count
     b = codes.astype(float)
     pull = (cross * b).reshape(columns, count, share).sum(axis=2)
@@ -342,9 +354,11 @@ def _solution(
     problem: Problem, codes: np.ndarray, scales: np.ndarray, history: list[Sweep], status: Status
 ) -> Solution:
     """State the result; no bound but zero is known for a variant."""
-    loss = problem.loss(codes, scales)
+    weights = combine(codes, scales)
+    rounding = problem.rounding(weights)
+    loss = precise_where(rounding, problem, weights, problem.loss(codes, scales))
     bound = sound_bound(np.zeros_like(loss), loss, problem.energy)
-    noise = 1e-11 * problem.energy + problem.rounding(combine(codes, scales))
+    noise = 1e-11 * problem.energy + rounding
     loss[(loss < 0) & (loss > -noise)] = 0.0
     return Solution(
         codes=np.ascontiguousarray(codes),

@@ -328,6 +328,12 @@ def test_twofold(seed):
     assert twofold.fixed_loss(gram, cross, energy, bits) == pytest.approx(
         reference_search.fixed_loss(gram, cross, energy, bits), rel=4e-16, abs=0
     )
+    weights = codes * rng.uniform(0.5, 2.0, size)
+    energies = [2 * u @ c - u @ gram @ u for u, c in zip(weights, crosses, strict=True)]
+    found, wanted = np.empty((2, 2))
+    twofold.weighted_losses(gram, crosses, np.array(energies), weights, found)
+    reference_search.weighted_losses(gram, crosses, energies, weights, wanted)
+    np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=0)
     both, rests = np.stack([gram, gram]), np.empty((2, size, size))
     for module, values, rest in zip((twofold, reference_search), both, rests, strict=True):
         module.divide(values, np.abs(cross), rest)

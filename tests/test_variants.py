@@ -12,6 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import hashsolve as hs
+from hashsolve import variants
+from hashsolve.control import Control
 from hashsolve.methods import METHODS
 from hashsolve.packing import combine
 from hashsolve.reference import all_codes
@@ -683,3 +685,70 @@ def test_bounds_are_of_the_codes_that_are_kept(rng):
     assert below.any() and (s.lower_bound <= s.loss).all() and not s.optimal[below].any()
     claims = {"claimed_loss": s.loss, "claimed_bound": s.lower_bound}
     assert hs.verify(p, s.codes, s.scales, require="valid", **claims).ok
+
+
+@pytest.mark.parametrize("fields", [{"scale_group": 2}, {"bases": 2}], ids=str)
+def test_losses_are_precise_where_codes_nearly_cancel(fields):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        x = np.abs(rng.normal(size=(6, 8))) + 1e6
+        weights = rng.choice([-1.0, 1.0], size=(6, 2))
+        p = hs.Problem.from_arrays(x, weights, target=rng.normal(size=(8, 2)), **fields)
+        s = hs.solve(p, "auto", "fast")
+        assert hs.verify(p, s.codes, s.scales, claimed_loss=s.loss).ok
+
+
+def test_scales_of_many_groups_are_found_a_few_columns_at_a_time(monkeypatch, rng):
+    x, weights = rng.normal(size=(12, 60)), rng.normal(size=(12, 9))
+    p = hs.Problem.from_arrays(x, weights, scale_group=2)
+    s, sizes, some = hs.solve(p, "dcc"), [], variants._some_scales
+    monkeypatch.setattr(variants, "_SCALE_MATRICES", 4 * 36)
+    monkeypatch.setattr(
+        variants, "_some_scales", lambda *given: sizes.append(len(given[1])) or some(*given)
+    )
+    again = hs.solve(p, "dcc")
+    assert set(sizes) == {4, 1}
+    np.testing.assert_array_equal(again.codes, s.codes)
+    np.testing.assert_allclose(again.scales, s.scales, rtol=1e-12)
+
+
+@pytest.mark.parametrize("fields", [{"scale_group": 4}, {"bases": 2}], ids=str)
+def test_a_callback_can_stop_the_last_alternation(fields, monkeypatch):
+    """Of the columns that perturbed codes have bettered."""
+    rng = np.random.default_rng(3)
+    p = hs.Problem.from_arrays(rng.normal(size=(16, 40)), rng.normal(size=(16, 6)), **fields)
+    told, marks, beside, put = [], [], Control.beside, variants._put
+    monkeypatch.setattr(Control, "beside", lambda *given: marks.append(len(told)) or beside(*given))
+    monkeypatch.setattr(variants, "_put", lambda *given: marks.append(len(told)) or put(*given))
+    s = hs.solve(p, "auto", "fast", callback=lambda step: told.append(step.loss))
+    begin, end = marks
+    total, noise = s.loss.sum(), 1e-9 * s.energy.sum()
+    assert end > begin and told[-1] == pytest.approx(total)
+    assert all(total - noise <= loss <= told[begin - 1] + noise for loss in told[begin:end])
+
+
+@pytest.mark.parametrize("constant", [0.1, 1e3 / 3, -7e-5])
+@pytest.mark.parametrize("rows", [100, 10_000])
+def test_constant_inputs_of_many_rows_are_nothing_beside_an_intercept(constant, rows, rng):
+    x, y = 3 + rng.normal(size=(5, rows)), rng.normal(size=(rows, 3))
+    x[2] = constant
+    s = hs.solve(hs.Problem.from_arrays(x, target=y, intercept=True), "exact")
+    others = [0, 1, 3, 4]
+    alone = hs.solve(hs.Problem.from_arrays(x[others], target=y, intercept=True), "exact")
+    np.testing.assert_array_equal(s.codes[others], alone.codes)
+    np.testing.assert_allclose(s.loss, alone.loss, rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e5, 3e5])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+def test_an_input_that_spreads_too_little_is_refused_not_dropped(size, spread):
+    """By what it goes with: dropped, it made other codes than the best OPTIMAL."""
+    rng = np.random.default_rng(0)
+    small, large = spread * rng.normal(size=400), size * rng.normal(size=400)
+    p = hs.Problem.from_arrays(
+        np.stack([2e7 + small, large]),
+        target=0.3 * (large - size * small / 10)[:, None],
+        intercept=True,
+    )
+    with pytest.raises(ValueError, match=r"input 0 has a mean of 2e\+07 and spreads so little"):
+        hs.solve(p, "exact")

@@ -372,3 +372,12 @@ def test_what_is_no_problem_is_told():
         hs.verify(None, np.ones((2, 1)), [1.0])
     with pytest.raises(ValueError, match=r"method: \['dcc'\] is not one of"):
         hs.solve(hs.Problem(np.eye(2), np.ones((2, 1)), [2.0]), ["dcc"])
+
+
+@pytest.mark.parametrize("seed", [0, 13])
+def test_optimal_where_terms_are_far_larger_than_the_loss(seed):
+    rng = np.random.default_rng(seed)
+    p = hs.Problem.from_arrays(rng.normal(size=(6, 20)) + 1e6, target=rng.normal(size=(20, 2)))
+    s = hs.solve(p, "exact")
+    assert s.status is hs.Status.OPTIMAL
+    assert hs.verify(p, s.codes, s.scales, require="optimal", claimed_loss=s.loss).ok

@@ -77,6 +77,24 @@ def fixed_loss(gram, cross, energy, bits):
 
 
 @njit(cache=True, nogil=True)
+def weighted_losses(gram, cross, energy, weights, loss):
+    """loss[t] = energy[t] − 2 cross[t] · u + u · gram · u, u = weights[t], to some 30 digits of its
+    terms, rounded; not a number where these leave the range."""
+    for t in range(weights.shape[0]):
+        high = energy[t]
+        low = 0.0
+        for i in range(weights.shape[1]):
+            pull = -2.0 * cross[t, i]
+            pull_low = 0.0
+            for j in range(weights.shape[1]):
+                product, rest = _multiply(gram[i, j], weights[t, j])
+                pull, pull_low = _add(pull, pull_low + rest, product)
+            product, rest = _multiply(pull, weights[t, i])
+            high, low = _add(high, low + (rest + pull_low * weights[t, i]), product)
+        loss[t] = high + low
+
+
+@njit(cache=True, nogil=True)
 def divide(values, divisors, rest):
     """values[t] /= divisors[t]; rest[t] is what the rounding of those quotients lost."""
     for t in range(values.shape[0]):
