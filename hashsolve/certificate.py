@@ -14,7 +14,7 @@ from hashsolve.instance import Instance
 from hashsolve.levels import LEVELS, highest_local, local_levels
 from hashsolve.packing import combine
 from hashsolve.problem import Problem
-from hashsolve.solution import sound_bound
+from hashsolve.solution import Solution, sound_bound
 from hashsolve.solver import INCONSISTENT, solve_sums
 from hashsolve.state import precise_where
 
@@ -94,7 +94,7 @@ class Certificate:
 def verify(
     problem: Problem,
     codes: Any,
-    scales: Any,
+    scales: Any = None,
     *,
     require: str | None = None,
     claimed_loss: Any = None,
@@ -106,7 +106,8 @@ def verify(
     Parameters
     ----------
     problem : Problem
-    codes : array (S, T)
+    codes : array (S, T) or Solution
+        A solution stands for its codes, scales and intercept.
     scales : array (T,)
     require : {"valid", "dcc", "one_flip", "two_flip", "optimal"}, optional
         The level below which a column is a violation; see `hashsolve.levels.LEVELS`. By default
@@ -126,6 +127,11 @@ def verify(
     Certificate
         Unusable codes or scales are violations, not exceptions.
 
+    Raises
+    ------
+    ValueError
+        For what is no problem, an unknown level, or codes without scales.
+
     Examples
     --------
     >>> import numpy as np, hashsolve as hs
@@ -141,6 +147,10 @@ def verify(
     if require is None:
         require = highest_local(problem)
     checks.choice(require, "require", LEVELS)
+    if isinstance(codes, Solution) and scales is None:
+        codes, scales, intercept = codes.codes, codes.scales, codes.intercept
+    elif scales is None:
+        raise ValueError("scales: give them beside the codes, or a Solution in the place of both")
     violations = _unusable(problem, codes, scales)
     if violations:
         return _unevaluated(problem, require, violations)

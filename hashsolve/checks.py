@@ -20,9 +20,10 @@ def array(value: Any, name: str, ndim: int | tuple[int, ...]) -> np.ndarray:
     """
     try:
         # an h5py data set, or anything else that is sliced lazily, is left as it is
-        result = value if hasattr(value, "shape") and hasattr(value, "dtype") else np.asarray(value)
-        kind = np.dtype(result.dtype).kind
-    except (ValueError, TypeError) as error:
+        lazy = hasattr(value, "shape") and isinstance(getattr(value, "dtype", None), np.dtype)
+        result = value if lazy else np.asarray(value)
+        kind = result.dtype.kind
+    except (ValueError, TypeError, RuntimeError) as error:  # the last: a tensor with gradients
         raise ValueError(f"{name}: not an array of numbers ({error})") from None
     if np.ma.is_masked(result):
         raise ValueError(f"{name}: has masked entries; give what they stand for, by filled()")

@@ -46,6 +46,20 @@ def write_h5(path: str | os.PathLike) -> Iterator[h5py.File]:
         yield file
 
 
+def check_h5_target(path: str | os.PathLike) -> None:
+    """Refuse a path at which no HDF5 file can appear, or none is looked for.
+
+    Raises
+    ------
+    ValueError
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; name a file in it")
+    if target.suffix in (".npy", ".npz", ".safetensors"):
+        raise ValueError(f"{target}: what is written is HDF5: name it {target.stem}.h5")
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Within, signals to end wait: raised amid h5py's own code, KeyboardInterrupt may be lost."""

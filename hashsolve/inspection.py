@@ -105,6 +105,8 @@ def _packed(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
     layout = read_layout(path, metadata, shapes)

@@ -195,6 +195,8 @@ def read_packed_checkpoint(path: str | PathLike) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="numpy") as file:  # the header is checked here
             metadata = file.metadata()
         parts = dict(safetensors.deserialize(Path(path).read_bytes()))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
     layout = read_layout(path, metadata, {name: tuple(p["shape"]) for name, p in parts.items()})

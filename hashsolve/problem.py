@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from hashsolve import checks
-from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
+from hashsolve.files import attribute, check_h5_target, digest, open_h5, write_attributes, write_h5
 from hashsolve.kernels.twofold import about_means, about_own_mean
 from hashsolve.packing import combine
 from hashsolve.suggest import did_you_mean
@@ -497,7 +497,13 @@ class Problem:
         Parameters
         ----------
         path : path
+
+        Raises
+        ------
+        ValueError
+            For a folder, or a name of another kind of file.
         """
+        check_h5_target(path)
         with write_h5(path) as file:
             self.write(file)
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from hashsolve import checks
-from hashsolve.files import attribute, digest, open_h5, write_attributes, write_h5
+from hashsolve.files import attribute, check_h5_target, digest, open_h5, write_attributes, write_h5
 from hashsolve.packing import combine, read_packed, write_packed
 
 OPTIMAL_TOLERANCE = 1e-9
@@ -223,7 +223,13 @@ class Solution:
         Parameters
         ----------
         path : path
+
+        Raises
+        ------
+        ValueError
+            For a folder, or a name of another kind of file.
         """
+        check_h5_target(path)
         with write_h5(path) as file:
             self.write(file)
 

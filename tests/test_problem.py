@@ -524,3 +524,13 @@ def test_scales_of_another_shape_give_no_loss():
     with pytest.raises(ValueError, match="scales: give them where a column has several"):
         grouped.loss(codes)
     assert grouped.loss(codes, np.abs(W)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["p.npz", "p.npy", "p.safetensors", ""])
+def test_files_are_hdf5_and_named_so(name, tmp_path, rng):
+    p = hs.Problem.from_arrays(rng.normal(size=(4, 9)), rng.normal(size=(4, 2)))
+    for saved in (p, hs.solve(p)):
+        match = r"is HDF5: name it p\.h5" if name else "is a folder; name a file in it"
+        with pytest.raises(ValueError, match=match):
+            saved.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())

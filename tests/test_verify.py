@@ -381,3 +381,14 @@ def test_optimal_where_terms_are_far_larger_than_the_loss(seed):
     s = hs.solve(p, "exact")
     assert s.status is hs.Status.OPTIMAL
     assert hs.verify(p, s.codes, s.scales, require="optimal", claimed_loss=s.loss).ok
+
+
+def test_a_solution_stands_for_its_codes_scales_and_intercept(rng):
+    x, w = rng.normal(size=(6, 40)) + 1, rng.normal(size=(6, 3))
+    for fields in ({}, {"intercept": True}, {"bases": 2}, {"scale_group": 2}):
+        p = hs.Problem.from_arrays(x, w, **fields)
+        s = hs.solve(p)
+        assert hs.verify(p, s) == hs.verify(p, s.codes, s.scales, intercept=s.intercept)
+        assert hs.verify(p, s).ok
+    with pytest.raises(ValueError, match="scales: give them beside the codes, or a Solution"):
+        hs.verify(p, s.codes)

@@ -6,6 +6,7 @@ The format is described in `hashsolve.packed_checkpoint`, which also reads it wi
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -35,6 +36,8 @@ from torch_glue.filters import as_rows, binary_scales, from_rows, group_length, 
 from torch_glue.parametrize import attachable
 from torch_glue.passes import inner_name, outer_name, unwrapped
 from torch_glue.places import places_of, state_name
+
+logger = logging.getLogger("torch_glue")
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def save_packed(
                 if isinstance(binary, Tensor)
                 else f"{name}: it is not exactly ±α in each filter"
             )
+    if not packed:
+        logger.warning("%s: no weight is exactly ±α in each filter: none is packed", path)
     if len(tensors) != len(state) - len(aliases) + len(packed):
         raise ValueError(f"a tensor's name ends in {CODES} or {SCALES}, as packed ones do")
     metadata = {"format": FORMAT, "version": VERSION}
@@ -320,6 +325,8 @@ def _read(path: str | PathLike) -> tuple[dict[str, Tensor], Layout]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
     layout = read_layout(path, metadata, {name: tuple(p.shape) for name, p in parts.items()})

@@ -73,6 +73,11 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
             # an axis of 1 would be taken to be always 1
             given.arguments = tree_map(_doubled, given.arguments)
         options["dynamic_shapes"] = _shapes(given)
+    try:
+        with evaluating(model):
+            model(*given.args, **given.kwargs)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        raise ValueError(f"example: the model does not take it ({error})") from error
     args = (*given.args, given.kwargs)  # without a mapping for these, one that is last would be it
     with evaluating(model), no_fused_attention(), atomic(path) as part, _quiet():
         torch.onnx.export(model, args, part, external_data=False, verbose=False, **options)

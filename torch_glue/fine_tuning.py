@@ -408,6 +408,11 @@ def _check_objects(
     layers = attached(model).values()
     if not layers:
         raise ValueError("the model has no attached layer: torch_glue.attach(model, run) first")
+    if any(layer.parameter.dtype == torch.float16 for layer in layers):
+        raise ValueError(
+            "the model's latents are float16, whose steps vanish or overflow: model.float() first, "
+            "and train under torch.autocast where half precision is wanted"
+        )
     if hardening and any(layer.binary.stochastic for layer in layers):
         raise ValueError("hardening: has no stochastic form; attach with stochastic=False")
     for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -144,8 +144,7 @@ class TorchNetwork:
         ----------
         name : str
         """
-        place = self._places[name]
-        current = self._parameter(name)
+        current, place = self._parameter(name), self._places[name]
         full = place.read(self._original.get((place.owner, place.weight), current))
         return full.detach().to("cpu", torch.float64, copy=True).numpy()
 
@@ -232,8 +231,7 @@ class TorchNetwork:
             What to add to each filter's outputs, by its bias or the running mean of the BatchNorm
             behind it.
         """
-        place = self._places[name]
-        current = self._parameter(name)
+        current, place = self._parameter(name), self._places[name]
         if constant is not None and name not in self._constants:
             raise ValueError(
                 f"layer {name}: what takes up its constant is known once a pass was seen: call "
@@ -280,6 +278,8 @@ class TorchNetwork:
 
     def _parameter(self, name: str) -> Tensor:
         """A layer's weight, as long as it is one that can be written."""
+        if name not in self._places:
+            raise ValueError(f"the model has no layer {name!r}: is it of another network?")
         weight = self._places[name].parameter
         if weight is None:
             raise ValueError(

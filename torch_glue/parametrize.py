@@ -120,8 +120,12 @@ def attach(
     if isinstance(layers, hashsolve.Run):
         results = {result.name: result for result in layers.layers}
         names = list(results)
-    else:
+    elif isinstance(layers, Iterable):
         names = [layers] if isinstance(layers, str) else list(layers)
+    else:
+        raise ValueError(
+            f"layers: give what binarize returns, or names of layers, got a {type(layers).__name__}"
+        )
     known = _full_precision(magnitudes)
     places = attachable(model, names)
     if results and len(places) < len(names):
@@ -156,13 +160,13 @@ def attach(
             mean = size.mean(1, keepdim=True)
             # one scale a filter is all that its mean can stand for
             size = torch.where(mean > 0, size * alpha.mean(1, keepdim=True) / mean, alpha[:, :1])
-        latent = codes * torch.maximum(size, _least(size))
+        latent = codes * torch.maximum(size, _least(size, scales == "mean"))
         binary = BinaryWeight(
             alpha if scales in ("trained", "fixed") else None,
-            scales,
+            str(scales),  # checkpoints take nothing of NumPy's
             groups,
-            stochastic=stochastic,
-            clip=None if clip is None else float(clip),  # checkpoints take no NumPy numbers
+            stochastic=bool(stochastic),
+            clip=None if clip is None else float(clip),
         )
         starts.append((whole, holders, binary, from_rows(latent, weight.shape, groups), alpha))
     _register([(holders, binary) for _, holders, binary, *_ in starts])
@@ -176,11 +180,16 @@ def attach(
     return names
 
 
-def _least(size: Tensor) -> Tensor:
+def _least(size: Tensor, averaged: bool) -> Tensor:
     """What a filter's latents, of these sizes, are where W is 0, so that they keep the codes: next
-    to nothing, but no zero in float16 either, which a model may be brought to."""
+    to nothing, but no zero in float16 either, which a model may be brought to; where their mean is
+    the scale and next to nothing itself, that goes before."""
+    mean = size.mean(1, keepdim=True)
+    half = torch.full_like(mean, 2.0**-24)  # float16's smallest
+    if averaged:
+        half = torch.minimum(half, 1e-2 * mean)
     smallest = 2.0**-24 if size.dtype == torch.float16 else torch.finfo(size.dtype).tiny
-    return (1e-4 * size.mean(1, keepdim=True)).clamp(smallest, 2.0**-23)
+    return torch.maximum(1e-4 * mean, half).clamp(smallest, 2.0**-23)
 
 
 def _register(layers: Sequence[tuple[list[Place], BinaryWeight]]) -> None:

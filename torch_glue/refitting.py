@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import hashsolve
 from hashsolve.plan import first_of
 from torch_glue.checks import check_again
+from torch_glue.filters import group_length
 from torch_glue.network import TorchNetwork
 from torch_glue.passes import batches_of, random_state_kept
 
@@ -66,8 +68,13 @@ def refit(
     check_again(batches, "images", "layer")
     with random_state_kept():
         first = first_of(batches)
-        for adapter in (network, full):
-            adapter.layers(first)
+        both = [{layer.name for layer in each.layers(first)} for each in (network, full)]
+        for name in sorted(set.intersection(*both)):
+            if _binary(full.weight(name)) and not _binary(network.weight(name)):
+                raise ValueError(
+                    f"reference: its layer {name} is binary, the model's is not: give the "
+                    "binarised network first, then the one in full precision"
+                )
         for name in layers:
             if not _same(network.takers(name), full.takers(name)):
                 raise ValueError(
@@ -75,6 +82,11 @@ def refit(
                     "fitted or trained since; fit each layer once, before training"
                 )
         return hashsolve.refit(network, full, batches, layers, ridge=ridge)
+
+
+def _binary(weight: np.ndarray) -> bool:
+    rows = torch.from_numpy(weight).flatten(1)
+    return rows.shape[1] > 1 and group_length(rows) > 1
 
 
 def _same(own: list[Tensor], full: list[Tensor]) -> bool:

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,9 +41,20 @@ def save_state(
     path: str | PathLike, state: dict[str, Any], model: nn.Module, stepper: torch.optim.Optimizer
 ) -> None:
     """Write a checkpoint whole, or not at all."""
-    state = state | {"model": model.state_dict(), "optimizer": stepper.state_dict()}
+    optimizer = stepper.state_dict()
+    optimizer["param_groups"] = [
+        {key: _plain(value) for key, value in group.items()} for group in optimizer["param_groups"]
+    ]
+    state = state | {"model": model.state_dict(), "optimizer": optimizer}
     with atomic(path) as part:
         torch.save(state | {"format": FORMAT}, part)
+
+
+def _plain(value: Any) -> Any:
+    """A setting without NumPy's scalars, which torch reads back from no file."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def load_state(

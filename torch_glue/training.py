@@ -63,7 +63,18 @@ def cross_entropy(outputs: Any, batch: Any) -> Tensor:
             "loss: by default it is of batches (inputs, labels) and outputs that are one tensor, "
             f"got {type(batch).__name__} and {type(outputs).__name__}: give one of your own"
         )
-    return nn.functional.cross_entropy(outputs, batch[1])
+    try:
+        return nn.functional.cross_entropy(outputs, batch[1])
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        labels = batch[1]
+        kind = type(labels).__name__
+        if isinstance(labels, Tensor):
+            kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(
+            f"loss: by default cross-entropy of outputs of shape {tuple(outputs.shape)} with the "
+            f"labels {kind}, which it does not take ({error}): give classes from 0 on, as int64, "
+            "or a loss of your own"
+        ) from error
 
 
 def loss_of(criterion: Callable[[Any, Any], Tensor], outputs: Any, batch: Any) -> Tensor:
@@ -73,6 +84,10 @@ def loss_of(criterion: Callable[[Any, Any], Tensor], outputs: Any, batch: Any) -
     except (TypeError, AttributeError) as error:
         torchs = ("torch.nn.modules.loss", "torch.nn.functional")
         if getattr(criterion, "__module__", None) not in torchs:
+            error.add_note(
+                "finetune calls loss(outputs, batch) with all that the model gives and the whole "
+                "batch, such as (inputs, labels)"
+            )
             raise
         raise ValueError(
             f"loss: is called with all that the model gives, here a {type(outputs).__name__}, and "

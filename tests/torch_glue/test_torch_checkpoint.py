@@ -409,7 +409,7 @@ def test_files_of_another_model_are_refused_before_anything_is_changed(tmp_path)
     refused("detach", more)
     (tmp_path / "text").write_text("no")
     refused("not a safetensors file", other, tmp_path / "text")
-    refused("not a safetensors file", other, tmp_path / "gone")
+    refused("no such file", other, tmp_path / "gone")
     save_file({"a": torch.ones(2)}, tmp_path / "plain")
     refused("not a packed checkpoint", other, tmp_path / "plain")
     (tmp_path / "short").write_bytes((tmp_path / "m").read_bytes()[:-10])
@@ -509,3 +509,13 @@ def test_targets_and_names_are_checked_before_the_work(tmp_path):
     with pytest.raises(ValueError, match=r"no tensor 'conv1.weight'"):
         torch_glue.save_packed(model, tmp_path / "m", layers="conv1")
     assert "0.weight" in torch_glue.save_packed(model, tmp_path / "m", layers="0").layers
+
+
+def test_nothing_to_pack_and_nothing_to_load_are_told(tmp_path, caplog):
+    model, path = nn.Linear(64, 8), tmp_path / "model.safetensors"
+    assert torch_glue.save_packed(model, path).layers == []
+    assert "no weight is exactly ±α in each filter" in caplog.text
+    path.unlink()
+    for load in (lambda: torch_glue.load_packed(model, path), lambda: read_packed_checkpoint(path)):
+        with pytest.raises(ValueError, match="no such file"):
+            load()

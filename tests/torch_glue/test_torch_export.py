@@ -226,3 +226,10 @@ def test_an_argument_that_is_a_tuple_or_a_list(tmp_path, kind, opened):
     (found,) = session.run(None, {n: x.numpy() for n, x in zip(names, pair, strict=True)})
     with torch.no_grad():
         np.testing.assert_allclose(found, model(pair).numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("example", [torch.zeros(1, 5), torch.zeros(()), None, "x"])
+def test_an_example_that_the_model_does_not_take(example, tmp_path):
+    with pytest.raises(ValueError, match="example: the model does not take it"):
+        torch_glue.export_onnx(nn.Linear(4, 2), tmp_path / "model.onnx", example)
+    assert not list(tmp_path.iterdir())

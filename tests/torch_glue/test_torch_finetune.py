@@ -609,6 +609,17 @@ def test_numbers_may_be_of_any_kind():
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("momentum", [np.float64(0.5), 0.5])
+def test_checkpoints_with_numbers_of_numpy_are_read_again(tmp_path, momentum):
+    options = {"checkpoint": tmp_path / "checkpoint", "keep": "last"}
+    options["optimizer"] = functools.partial(torch.optim.SGD, lr=momentum, momentum=momentum)
+    given = {"scales": np.str_("none"), "clip": np.float32(1), "stochastic": np.bool_(True)}
+    first, again = make_model(**given), make_model(scales="none", clip=1, stochastic=True)
+    result = torch_glue.finetune(first, make_loader(), **options)
+    assert torch_glue.finetune(again, make_loader(), **options).epochs == result.epochs
+    assert bits(first) == bits(again)
+
+
 def test_a_loss_of_torchs_may_be_of_the_whole_batch():
     """An autoencoder's; and a teacher that weighs nothing is not run."""
     batches, model = [torch.randn(16, 6) for _ in range(3)], nn.Linear(6, 6)
@@ -806,3 +817,26 @@ def test_processes_that_would_judge_apart_are_refused(tmp_path, monkeypatch):
         tune(wrapped, evaluate=accuracy, recalibrate=images)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.full((96,), 2), torch.zeros(96), torch.zeros(96, 3), torch.zeros(4).long()]
+)
+def test_labels_that_are_no_classes_are_told(labels):
+    batches = [(torch.randn(96, 6), labels)]
+    with pytest.raises(ValueError, match=r"loss: by default .* shape \(96, 2\) with the labels"):
+        torch_glue.finetune(make_model(), batches)
+
+
+def test_how_a_loss_of_ones_own_is_called_is_told():
+    with pytest.raises(AttributeError) as raised:
+        torch_glue.finetune(
+            make_model(), make_loader(), loss=lambda y, labels: nn.functional.mse_loss(y, labels)
+        )
+    assert "loss(outputs, batch)" in raised.value.__notes__[0]
+
+
+def test_latents_of_float16_are_refused():
+    model = make_model().half()
+    with pytest.raises(ValueError, match=r"latents are float16.* model\.float\(\) first"):
+        torch_glue.finetune(model, make_loader())

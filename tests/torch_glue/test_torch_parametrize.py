@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_support import content, mlp, record, small_images, small_net
 
+import hashsolve
 import torch_glue
 from hashsolve.instance import signs
 from hashsolve.runfolder import RunFolder
@@ -907,17 +908,24 @@ def test_within_autocast_detaching_forgets_what_latents_were_cast_to():
         assert torch.equal(plain(inputs), within)
 
 
-@pytest.mark.parametrize("scales", ["trained", "fixed", "mean"])
-def test_codes_of_zero_weights_outlive_half_precision(tmp_path, scales):
+@pytest.mark.parametrize(
+    ("scales", "size"),
+    [("trained", 1), ("trained", 4e-4), ("fixed", 1e-5), ("mean", 1), ("mean", 4e-4)],
+)
+def test_codes_of_zero_weights_outlive_half_precision(tmp_path, scales, size):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 4))
     with torch.no_grad():
+        model[0].weight *= size
         model[0].weight[:, ::2] = 0
         model[2].weight[:, ::3] = 1e-9
     run = torch_glue.binarize(model, torch.randn(200, 16), tmp_path, method="dcc")
     codes = [torch.sign(model[n].weight.detach()) for n in (0, 2)]
     assert (codes[0][:, ::2] < 0).any()
+    full = copy.deepcopy(model)
     torch_glue.attach(model, run, scales=scales)
+    for n in (0, 2):
+        torch.testing.assert_close(model[n].weight, full[n].weight, rtol=0.01, atol=0)
     model.half()
     for n, wanted in zip((0, 2), codes, strict=True):
         assert torch.equal(torch.sign(model[n].weight.detach().float()), wanted)
@@ -928,3 +936,21 @@ def test_parametrizations_of_others_are_told_from_attached_layers(norm):
     model = nn.Sequential(getattr(nn.utils.parametrizations, norm)(nn.Linear(4, 3)))
     with pytest.raises(ValueError, match=r"parametrized by others .*remove_parametrizations first"):
         torch_glue.attach(model, ["0"])
+
+
+def test_what_is_no_layer_and_no_network_of_a_run_is_told(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match=r"layers: give what binarize returns, .* got a NoneType"):
+        torch_glue.attach(model, None)
+    run = torch_glue.binarize(model, torch.randn(60, 8), tmp_path, method="dcc")
+    with pytest.raises(ValueError, match="the model has no layer '0': is it of another network"):
+        run.apply(torch_glue.TorchNetwork(nn.Linear(8, 6)))
+
+
+def test_tensors_are_arrays_to_the_core():
+    x, w = torch.randn(8, 60), torch.randn(8, 3)
+    one, two = (hashsolve.Problem.from_arrays(a, b) for a, b in ((x, w), (x.numpy(), w.numpy())))
+    np.testing.assert_array_equal(one.gram, two.gram)
+    np.testing.assert_array_equal(one.cross, two.cross)
+    with pytest.raises(ValueError, match=r"weights.*not an array of numbers .*detach\(\)"):
+        hashsolve.Problem.from_arrays(x, w.requires_grad_())

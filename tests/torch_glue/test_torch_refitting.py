@@ -79,3 +79,14 @@ def test_what_is_binarised_is_not_fitted():
     with torch.no_grad():
         full[5].weight.fill_(0.3)
     torch_glue.refit(binarized(full, "0"), full, images, ["5"])  # so in full precision
+
+
+def test_networks_in_the_wrong_order_are_told(tmp_path):
+    full = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    model, images = copy.deepcopy(full), torch.randn(60, 8)
+    torch_glue.binarize(model, images, tmp_path, method="dcc", skip=["2"])
+    before = full[2].weight.clone()
+    with pytest.raises(ValueError, match="reference: its layer 0 is binary, the model's is not"):
+        torch_glue.refit(full, model, images, ["2"])
+    assert torch.equal(full[2].weight, before)
+    torch_glue.refit(model, full, images, ["2"])
