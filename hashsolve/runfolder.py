@@ -141,9 +141,11 @@ class RunFolder:
             differ = [name for name in differ if name not in ("geometry", "weights")]
             differ.insert(0, "layers (skip, or their geometry)")
         if differ:
+            hint = "; weights are others once a run was written into them"
             raise ValueError(
                 f"{self.path}: holds a run with other {' and '.join(differ)}; use another run_dir, "
                 "or resume=False (--no-resume) to start over"
+                f"{hint if 'weights' in differ else ''}"
             )
 
     def problem_path(self, layer: str) -> Path:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hashsolve.suggest import did_you_mean
 from torch_glue.checks import check_model
 from torch_glue.filters import LAYERS, NORMS, as_rows, binary_scales, transposed_groups
 from torch_glue.places import dotted, fill, own_tensors
@@ -90,6 +91,9 @@ def absorb_scales(
             "no layer's weight is exactly ±α in each filter: binarise first, with one scale a "
             "filter, and detach(model)"
         )
+    if unknown := set(followers or {}) - set(modules):
+        name = min(unknown)
+        raise ValueError(f"followers: the model has no layer {name!r}{did_you_mean(name, scales)}")
     given: tuple[dict[str, str], dict[str, str], set[str]] = (dict(followers or {}), {}, set())
     found, refused, used = followers_of(model, scales) if followers is None else given
     for name in scales:

@@ -131,6 +131,7 @@ def test_where_nothing_can_absorb_the_model_is_left_alone():
         followers={n: NORMS[n] for n in LAYERS[:3]},
     )
     refused("fc: is followed by 'last'", model, followers=NORMS | {"fc": "last"})
+    refused("followers: the model has no layer 'fcc'; did", model, followers=NORMS | {"fcc": "bn1"})
     refused("bn1: has 6 features, fc 8", model, followers=NORMS | {"fc": "bn1"})
     plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3))
     refused("0: is followed by '1'", binary(plain, ["0"]))
