@@ -10,6 +10,7 @@ from hashsolve.kernels.products import correlations, products
 from hashsolve.kernels.twofold import fixed_loss, precise_products, weighted_losses
 from hashsolve.problem import Problem, cancelling
 from hashsolve.solution import OPTIMAL_TOLERANCE
+from hashsolve.threads import strips
 
 
 class State:
@@ -65,7 +66,8 @@ class State:
 
     def noise(self, scales: np.ndarray) -> np.ndarray:
         """What the rounding of sums of terms of these sizes can do to the loss, (T,)."""
-        size = scales**2 * sum(np.abs(row).sum() for row in self.instance.gram)
+        gram = self.instance.gram
+        size = scales**2 * sum(np.abs(gram[rows]).sum() for rows in strips(len(gram)))
         size += scales * np.abs(self.instance.cross).sum(axis=1)
         return 1e-11 * np.abs(self.instance.energy) + 1e-13 * size
 
