@@ -107,7 +107,7 @@ def verify(
     ----------
     problem : Problem
     codes : array (S, T) or Solution
-        A solution stands for its codes, scales and intercept.
+        A solution stands for its codes and, where they are not given, its scales and intercept.
     scales : array (T,)
     require : {"valid", "dcc", "one_flip", "two_flip", "optimal"}, optional
         The level below which a column is a violation; see `hashsolve.levels.LEVELS`. By default
@@ -147,9 +147,11 @@ def verify(
     if require is None:
         require = highest_local(problem)
     checks.choice(require, "require", LEVELS)
-    if isinstance(codes, Solution) and scales is None:
-        codes, scales, intercept = codes.codes, codes.scales, codes.intercept
-    elif scales is None:
+    if isinstance(codes, Solution):
+        scales = codes.scales if scales is None else scales
+        intercept = codes.intercept if intercept is None else intercept
+        codes = codes.codes
+    if scales is None:
         raise ValueError("scales: give them beside the codes, or a Solution in the place of both")
     violations = _unusable(problem, codes, scales)
     if violations:

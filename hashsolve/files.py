@@ -56,7 +56,7 @@ def check_h5_target(path: str | os.PathLike) -> None:
     target = Path(path)
     if target.is_dir():
         raise ValueError(f"{target} is a folder; name a file in it")
-    if target.suffix in (".npy", ".npz", ".safetensors"):
+    if target.suffix.lower() in (".npy", ".npz", ".safetensors"):
         raise ValueError(f"{target}: what is written is HDF5: name it {target.stem}.h5")
 
 

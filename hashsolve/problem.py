@@ -18,9 +18,10 @@ from hashsolve.sums import Sums, in_range, sum_arrays
 from hashsolve.threads import magnitudes_times, one_blas_thread, product
 from hashsolve.validation import CONSTANT, validated
 
-SPREAD_LOST = 5e-14
+SPREAD_LOST, MATTERS = 5e-14, 1e-6
 """Share of an input's sum of squares that is rounding where the mean accounts for the rest: of 10⁶
-equal rows half of it was seen to be lost."""
+equal rows half of it was seen to be lost. And the share of an energy that such an input must
+account for not to be left out."""
 
 
 def cancelling(gram: np.ndarray) -> float:
@@ -277,20 +278,17 @@ class Problem:
         """The problem whose loss is this one's at the best intercepts: sums less their means."""
         if not self.intercept:
             return self
-        assert self.input_sum is not None and self.target_sum is not None and self.row_weight
-        # sums of a total weight between 1/2 and 2, so that no product of two leaves the range
-        half = int(np.frexp(self.row_weight)[1]) // 2
-        weight = np.ldexp(self.row_weight, -2 * half)
-        inputs, targets = (np.ldexp(s, -half) for s in (self.input_sum, self.target_sum))
+        inputs, targets, weight = self._sums_for_means()
+        assert self.input_sum is not None and self.row_weight
         gram, cross, energy = self.gram.copy(), self.cross.copy(), self.energy.copy()
         about_means(gram, inputs, inputs, weight)
         about_means(cross, inputs, targets, weight)
         about_own_mean(energy, targets, weight)
         # inputs and targets that are constant leave rounding: that is zero
-        left, constant = np.diagonal(gram), self._constant()
-        unclear = constant & self._varies(gram, cross)
-        constant &= ~unclear
-        unclear |= (left < 0) & ~constant
+        constant = self._constant()
+        if constant.any():
+            constant &= ~self._matter(gram, cross, energy)
+        unclear = (np.diagonal(gram) <= 0) & (np.diagonal(self.gram) > 0) & ~constant
         if self.free_scale and unclear.any():
             i = int(np.argmax(unclear))
             raise ValueError(
@@ -312,6 +310,14 @@ class Problem:
             intercept=False,
         )
 
+    def _sums_for_means(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Sums of inputs and targets, and of row weights, in units in which the last is between 1/2
+        and 2, so that no product of two leaves the range."""
+        assert self.input_sum is not None and self.target_sum is not None and self.row_weight
+        half = int(np.frexp(self.row_weight)[1]) // 2
+        inputs, targets = (np.ldexp(s, -half) for s in (self.input_sum, self.target_sum))
+        return inputs, targets, float(np.ldexp(self.row_weight, -2 * half))
+
     def _constant(self) -> np.ndarray:
         """Which inputs have a mean that accounts for all of their squares but rounding, (S,)."""
         assert self.input_sum is not None
@@ -319,13 +325,17 @@ class Problem:
         left = size - self.input_sum / self.row_weight * self.input_sum
         return (size != 0) & (np.abs(left) <= SPREAD_LOST * np.abs(size))
 
-    def _varies(self, gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
-        """Which inputs go with others or with targets by more than what sums about means (centred
-        ``gram``, ``cross``) may have lost, (S,)."""
-        inputs, targets = np.sqrt(np.abs(np.diagonal(self.gram))), np.sqrt(self.energy)
-        limit = 8 * SPREAD_LOST * inputs[:, None]
-        others = (np.abs(gram) > limit * inputs) & ~np.eye(len(gram), dtype=bool)
-        return others.any(axis=1) | (np.abs(cross) > limit * targets).any(axis=1)
+    def _matter(self, gram: np.ndarray, cross: np.ndarray, energy: np.ndarray) -> np.ndarray:
+        """Which inputs go with targets or other inputs so much that some column's loss may show it,
+        at the scale of codes that go with nothing; of sums about means, (S,)."""
+        shown = energy > CONSTANT * self.energy
+        if self.fixed_scales is not None:
+            scales = np.abs(self.fixed_scales)
+        else:
+            scales = np.sqrt(energy / np.maximum(np.trace(gram), np.finfo(float).tiny))
+        others = magnitudes_times(gram, np.ones((len(gram), 1)))[:, 0] - np.abs(np.diagonal(gram))
+        share = 2 * scales * (np.abs(cross) + scales * others[:, None])
+        return (share > MATTERS * energy)[:, shown].any(axis=1)
 
     def centring_error(self, weight: np.ndarray) -> np.ndarray:
         """What rounding of the sums can do to the loss of weights (S, T) about the means, (T,):
@@ -333,12 +343,17 @@ class Problem:
         if not self.intercept:
             return np.zeros(self.columns)
         assert self.input_sum is not None and self.row_weight
-        means = np.abs(self.input_sum)[:, None] * np.abs(weight) / np.sqrt(self.row_weight)
-        error = 1e-13 * (self.energy + means.sum(axis=0) ** 2)
-        # how constant inputs may have gone with others, and with the targets
-        constant = self._constant()
-        others = np.sqrt(np.abs(np.diagonal(self.gram))) @ np.abs(weight) + np.sqrt(self.energy)
-        return error + 16 * SPREAD_LOST * means[constant].sum(axis=0) * others
+        size = np.abs(weight)
+        total = np.abs(self.input_sum) @ size
+        error = 1e-13 * (self.energy + total / self.row_weight * total)
+        # as constant inputs were left out, how they go with others and with targets
+        constant = np.flatnonzero(self._constant())
+        gram, cross = self.gram[constant], self.cross[constant]
+        inputs, targets, row_weight = self._sums_for_means()
+        about_means(gram, inputs[constant], inputs, row_weight)
+        about_means(cross, inputs[constant], targets, row_weight)
+        left_out = np.abs(cross) + np.abs(gram) @ size
+        return error + 2 * (size[constant] * left_out).sum(axis=0)
 
     def rounding(self, weight: np.ndarray) -> np.ndarray:
         """What rounding of the sums can do to the loss of weights (S, T), (T,)."""

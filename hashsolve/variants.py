@@ -72,7 +72,7 @@ def solve_variant(
     if control.stop:
         return replace(best, status=control.stop)
     best = _better(best, alternate(problem, "dcc", signs_alone.codes, solve, control.again()))
-    if problem.bases == 1 and method in ON_DIAGONALS:
+    if problem.bases == 1 and method in ON_DIAGONALS and not control.stop:
         control.shares = common_shares(Instance.of(replace(problem, scale_group=None)), control)
     random = np.random.default_rng(control.seed)
     for effort in EFFORTS[: EFFORTS.index(control.effort) + 1]:
@@ -340,6 +340,8 @@ def _group_scales(gram: np.ndarray, cross: np.ndarray, codes: np.ndarray, count:
 
 def _some_scales(gram: np.ndarray, cross: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
     """The above, of columns whose matrices fit into memory at once."""
+    if len(codes) == 1:  # BLAS has another routine for one, of other last bits
+        return _some_scales(gram, np.repeat(cross, 2, 0), np.repeat(codes, 2, 0), count)[:1]
     columns, share = len(codes), len(gram) // count
     b = codes.astype(float)
     pull = (cross * b).reshape(columns, count, share).sum(axis=2)

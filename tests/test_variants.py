@@ -707,13 +707,13 @@ def test_scales_of_many_groups_are_found_a_few_columns_at_a_time(monkeypatch, rn
         variants, "_some_scales", lambda *given: sizes.append(len(given[1])) or some(*given)
     )
     again = hs.solve(p, "dcc")
-    assert set(sizes) == {4, 1}
+    assert max(sizes) == 4
     np.testing.assert_array_equal(again.codes, s.codes)
     np.testing.assert_allclose(again.scales, s.scales, rtol=1e-12)
 
 
 @pytest.mark.parametrize("fields", [{"scale_group": 4}, {"bases": 2}], ids=str)
-def test_a_callback_can_stop_the_last_alternation(fields, monkeypatch):
+def test_a_callback_is_told_of_the_last_alternation(fields, monkeypatch):
     """Of the columns that perturbed codes have bettered."""
     rng = np.random.default_rng(3)
     p = hs.Problem.from_arrays(rng.normal(size=(16, 40)), rng.normal(size=(16, 6)), **fields)
@@ -741,14 +741,41 @@ def test_constant_inputs_of_many_rows_are_nothing_beside_an_intercept(constant, 
 
 @pytest.mark.parametrize("size", [1.0, 1e5, 3e5])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
-def test_an_input_that_spreads_too_little_is_refused_not_dropped(size, spread):
-    """By what it goes with: dropped, it made other codes than the best OPTIMAL."""
+@pytest.mark.parametrize("scales", [None, np.array([0.3])])
+def test_an_input_that_spreads_too_little_proves_nothing_wrong(size, spread, scales):
+    """Left out, it made other codes than the best OPTIMAL."""
     rng = np.random.default_rng(0)
     small, large = spread * rng.normal(size=400), size * rng.normal(size=400)
+    target = 0.3 * (large - size * small / 10)
     p = hs.Problem.from_arrays(
-        np.stack([2e7 + small, large]),
-        target=0.3 * (large - size * small / 10)[:, None],
-        intercept=True,
+        np.stack([2e7 + small, large]), target=target[:, None], intercept=True, fixed_scales=scales
     )
-    with pytest.raises(ValueError, match=r"input 0 has a mean of 2e\+07 and spreads so little"):
-        hs.solve(p, "exact")
+    try:
+        s = hs.solve(p, "exact")
+    except ValueError as error:
+        assert "input 0 has a mean of 2e+07 and spreads so little" in str(error)
+        return
+    losses = []
+    for bits in itertools.product((-1, 1), repeat=2):
+        out = bits @ (np.stack([small, large]) - [[small.mean()], [large.mean()]])
+        scale = out @ target / (out @ out) if scales is None else scales[0]
+        losses.append(np.square(target - target.mean() - scale * out).sum())
+    assert s.lower_bound[0] <= min(losses) * (1 + 1e-12)
+    if s.optimal[0]:
+        assert s.loss[0] == pytest.approx(min(losses), rel=1e-8)
+
+
+@pytest.mark.parametrize("constant", [1.0, 6.0])
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-8, 1e-7])
+def test_nearly_constant_inputs_that_matter_little_are_left_out(constant, spread, rng):
+    """Such as channels that saturate; of single precision, too, where they are constant."""
+    x, w = rng.normal(size=(6, 5000)), rng.normal(size=(6, 3))
+    w[2] *= 10 if spread else 1
+    x[2] = constant + spread * rng.normal(size=5000)
+    exact = x - x.mean(axis=1, keepdims=True)
+    for precision in ("double",) if spread else ("double", "single"):
+        p = hs.Problem.from_arrays(x, w, intercept=True, precision=precision)
+        s = hs.solve(p, "exact")
+        errors = exact.T @ (w - s.codes * s.scales)
+        rtol = 1e-5 if precision == "single" else 1e-6
+        np.testing.assert_allclose(s.loss, np.square(errors).sum(axis=0), rtol=rtol)

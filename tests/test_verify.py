@@ -389,6 +389,8 @@ def test_a_solution_stands_for_its_codes_scales_and_intercept(rng):
         p = hs.Problem.from_arrays(x, w, **fields)
         s = hs.solve(p)
         assert hs.verify(p, s) == hs.verify(p, s.codes, s.scales, intercept=s.intercept)
-        assert hs.verify(p, s).ok
+        assert hs.verify(p, s).ok and hs.verify(p, s, s.scales).ok
+        if s.intercept is not None:
+            assert not hs.verify(p, s, intercept=s.intercept + 1).ok
     with pytest.raises(ValueError, match="scales: give them beside the codes, or a Solution"):
         hs.verify(p, s.codes)

@@ -73,11 +73,15 @@ def export_onnx(model: nn.Module, path: str | PathLike, example: Any, **options:
             # an axis of 1 would be taken to be always 1
             given.arguments = tree_map(_doubled, given.arguments)
         options["dynamic_shapes"] = _shapes(given)
+    trial = copy.deepcopy((model, given.args, given.kwargs))  # a forward may change any of them
     try:
-        with evaluating(model):
-            model(*given.args, **given.kwargs)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        raise ValueError(f"example: the model does not take it ({error})") from error
+        with evaluating(trial[0]):
+            trial[0](*trial[1], **trial[2])
+    except Exception as error:
+        raise ValueError(
+            f"example: the model does not take it ({type(error).__name__}: {error})"
+        ) from error
+    del trial
     args = (*given.args, given.kwargs)  # without a mapping for these, one that is last would be it
     with evaluating(model), no_fused_attention(), atomic(path) as part, _quiet():
         torch.onnx.export(model, args, part, external_data=False, verbose=False, **options)

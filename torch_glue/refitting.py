@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -70,7 +69,7 @@ def refit(
         first = first_of(batches)
         both = [{layer.name for layer in each.layers(first)} for each in (network, full)]
         for name in sorted(set.intersection(*both)):
-            if _binary(full.weight(name)) and not _binary(network.weight(name)):
+            if _binary(full, name) and not _binary(network, name):
                 raise ValueError(
                     f"reference: its layer {name} is binary, the model's is not: give the "
                     "binarised network first, then the one in full precision"
@@ -84,8 +83,12 @@ def refit(
         return hashsolve.refit(network, full, batches, layers, ridge=ridge)
 
 
-def _binary(weight: np.ndarray) -> bool:
-    rows = torch.from_numpy(weight).flatten(1)
+def _binary(network: TorchNetwork, name: str) -> bool:
+    """Whether a layer is, as far as its weight can be read."""
+    try:
+        rows = torch.from_numpy(network.weight(name)).flatten(1)
+    except ValueError:  # computed from other tensors, say
+        return False
     return rows.shape[1] > 1 and group_length(rows) > 1
 
 

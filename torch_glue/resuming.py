@@ -33,7 +33,9 @@ def state_digest(state: dict[str, Any]) -> str:
 def optimizer_settings(stepper: torch.optim.Optimizer) -> list[Any]:
     """An optimiser's class and all its settings, however it was made."""
     groups = stepper.state_dict()["param_groups"]
-    settings = [[[key, repr(value)] for key, value in sorted(group.items())] for group in groups]
+    settings = [
+        [[key, repr(_plain(value))] for key, value in sorted(group.items())] for group in groups
+    ]
     return [type(stepper).__qualname__, settings]
 
 
@@ -54,7 +56,8 @@ def _plain(value: Any) -> Any:
     """A setting without NumPy's scalars, which torch reads back from no file."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+    scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
+    return value.item() if scalar else value
 
 
 def load_state(

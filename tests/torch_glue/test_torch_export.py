@@ -233,3 +233,32 @@ def test_an_example_that_the_model_does_not_take(example, tmp_path):
     with pytest.raises(ValueError, match="example: the model does not take it"):
         torch_glue.export_onnx(nn.Linear(4, 2), tmp_path / "model.onnx", example)
     assert not list(tmp_path.iterdir())
+
+
+class Taking(nn.Module):
+    """It changes what it is given, and itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.rows = nn.Linear(4, 2), None
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, batch):
+        x = batch.pop("x").relu_()
+        self.rows = torch.arange(x.shape[0]) if self.rows is None else self.rows
+        out = self.linear(x)
+        self.seen.copy_(out.mean(0))
+        return out
+
+
+def test_the_example_is_tried_on_a_copy(tmp_path):
+    model, x = Taking(), -torch.ones(2, 4)
+    example = {"batch": {"x": x.clone()}}
+    torch_glue.export_onnx(model, tmp_path / "model.onnx", example, dynamic_shapes=None)
+    assert torch.equal(example["batch"]["x"], x) and model.rows is None
+    stored = onnx.load(tmp_path / "model.onnx").graph.initializer
+    for tensor in stored:
+        if tensor.name.endswith("seen"):
+            assert not onnx.numpy_helper.to_array(tensor).any()
+    with pytest.raises(ValueError, match=r"example: the model does not take it \(KeyError"):
+        torch_glue.export_onnx(model, tmp_path / "no.onnx", {"batch": {"y": x}})

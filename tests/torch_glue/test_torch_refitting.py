@@ -90,3 +90,13 @@ def test_networks_in_the_wrong_order_are_told(tmp_path):
         torch_glue.refit(full, model, images, ["2"])
     assert torch.equal(full[2].weight, before)
     torch_glue.refit(model, full, images, ["2"])
+
+
+def test_other_layers_need_not_be_readable(tmp_path):
+    """Of a weight that is computed, nothing is asked."""
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    full = nn.Sequential(normed, nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    model, images = copy.deepcopy(full), torch.randn(60, 8)
+    torch_glue.binarize(model, images, tmp_path, method="dcc", skip=["0", "4"])
+    before, after = torch_glue.refit(model, full, images, ["4"])["4"]
+    assert after < before
