@@ -10,18 +10,13 @@ import h5py
 import numpy as np
 
 from hashsolve import checks
+from hashsolve.centring import centred_sums, centring_error
 from hashsolve.files import attribute, check_h5_target, digest, open_h5, write_attributes, write_h5
-from hashsolve.kernels.twofold import about_means, about_own_mean
 from hashsolve.packing import combine
 from hashsolve.suggest import did_you_mean
 from hashsolve.sums import Sums, in_range, sum_arrays
 from hashsolve.threads import magnitudes_times, one_blas_thread, product
-from hashsolve.validation import CONSTANT, validated
-
-SPREAD_LOST, MATTERS = 5e-14, 1e-6
-"""Share of an input's sum of squares that is rounding where the mean accounts for the rest: of 10⁶
-equal rows half of it was seen to be lost. And the share of an energy that such an input must
-account for not to be left out."""
+from hashsolve.validation import validated
 
 
 def cancelling(gram: np.ndarray) -> float:
@@ -278,82 +273,12 @@ class Problem:
         """The problem whose loss is this one's at the best intercepts: sums less their means."""
         if not self.intercept:
             return self
-        inputs, targets, weight = self._sums_for_means()
-        assert self.input_sum is not None and self.row_weight
-        gram, cross, energy = self.gram.copy(), self.cross.copy(), self.energy.copy()
-        about_means(gram, inputs, inputs, weight)
-        about_means(cross, inputs, targets, weight)
-        about_own_mean(energy, targets, weight)
-        # inputs and targets that are constant leave rounding: that is zero
-        constant = self._constant()
-        if constant.any():
-            constant &= ~self._matter(gram, cross, energy)
-        unclear = (np.diagonal(gram) <= 0) & (np.diagonal(self.gram) > 0) & ~constant
-        if self.free_scale and unclear.any():
-            i = int(np.argmax(unclear))
-            raise ValueError(
-                f"{self.name}: intercept: input {i} has a mean of "
-                f"{self.input_sum[i] / self.row_weight:.3g} and spreads so little about it that "
-                "the sums have too few digits for that; use precision='double', or take the "
-                "means off the inputs first"
-            )
-        gram[constant] = gram[:, constant] = cross[constant] = 0.0
-        flat = energy <= CONSTANT * self.energy
-        energy[flat] = 0.0
-        if self.free_scale:
-            cross[:, flat] = 0.0
-        return replace(
-            self,
-            gram=gram,
-            cross=cross,
-            energy=energy,
-            intercept=False,
-        )
-
-    def _sums_for_means(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Sums of inputs and targets, and of row weights, in units in which the last is between 1/2
-        and 2, so that no product of two leaves the range."""
-        assert self.input_sum is not None and self.target_sum is not None and self.row_weight
-        half = int(np.frexp(self.row_weight)[1]) // 2
-        inputs, targets = (np.ldexp(s, -half) for s in (self.input_sum, self.target_sum))
-        return inputs, targets, float(np.ldexp(self.row_weight, -2 * half))
-
-    def _constant(self) -> np.ndarray:
-        """Which inputs have a mean that accounts for all of their squares but rounding, (S,)."""
-        assert self.input_sum is not None
-        size = np.diagonal(self.gram)
-        left = size - self.input_sum / self.row_weight * self.input_sum
-        return (size != 0) & (np.abs(left) <= SPREAD_LOST * np.abs(size))
-
-    def _matter(self, gram: np.ndarray, cross: np.ndarray, energy: np.ndarray) -> np.ndarray:
-        """Which inputs go with targets or other inputs so much that some column's loss may show it,
-        at the scale of codes that go with nothing; of sums about means, (S,)."""
-        shown = energy > CONSTANT * self.energy
-        if self.fixed_scales is not None:
-            scales = np.abs(self.fixed_scales)
-        else:
-            scales = np.sqrt(energy / np.maximum(np.trace(gram), np.finfo(float).tiny))
-        others = magnitudes_times(gram, np.ones((len(gram), 1)))[:, 0] - np.abs(np.diagonal(gram))
-        share = 2 * scales * (np.abs(cross) + scales * others[:, None])
-        return (share > MATTERS * energy)[:, shown].any(axis=1)
+        gram, cross, energy = centred_sums(self)
+        return replace(self, gram=gram, cross=cross, energy=energy, intercept=False)
 
     def centring_error(self, weight: np.ndarray) -> np.ndarray:
-        """What rounding of the sums can do to the loss of weights (S, T) about the means, (T,):
-        these are what is left of sums that may be far larger."""
-        if not self.intercept:
-            return np.zeros(self.columns)
-        assert self.input_sum is not None and self.row_weight
-        size = np.abs(weight)
-        total = np.abs(self.input_sum) @ size
-        error = 1e-13 * (self.energy + total / self.row_weight * total)
-        # as constant inputs were left out, how they go with others and with targets
-        constant = np.flatnonzero(self._constant())
-        gram, cross = self.gram[constant], self.cross[constant]
-        inputs, targets, row_weight = self._sums_for_means()
-        about_means(gram, inputs[constant], inputs, row_weight)
-        about_means(cross, inputs[constant], targets, row_weight)
-        left_out = np.abs(cross) + np.abs(gram) @ size
-        return error + 2 * (size[constant] * left_out).sum(axis=0)
+        """What taking means off sums can have done to the loss of weights (S, T), (T,)."""
+        return centring_error(self, weight) if self.intercept else np.zeros(self.columns)
 
     def rounding(self, weight: np.ndarray) -> np.ndarray:
         """What rounding of the sums can do to the loss of weights (S, T), (T,)."""

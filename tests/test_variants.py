@@ -765,7 +765,7 @@ def test_an_input_that_spreads_too_little_proves_nothing_wrong(size, spread, sca
         assert s.loss[0] == pytest.approx(min(losses), rel=1e-8)
 
 
-@pytest.mark.parametrize("constant", [1.0, 6.0])
+@pytest.mark.parametrize("constant", [1.0, 6.0, 1 / 3])
 @pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-8, 1e-7])
 def test_nearly_constant_inputs_that_matter_little_are_left_out(constant, spread, rng):
     """Such as channels that saturate; of single precision, too, where they are constant."""
