@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hashsolve.kernels.twofold import about_means, about_own_mean
-from hashsolve.threads import magnitudes_times
 from hashsolve.validation import CONSTANT
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def centred_sums(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        Where nothing but rounding is left of an input that is not constant.
+        Where nothing but rounding is left of an input that is not constant, or of all inputs.
     """
     inputs, targets, weight = _sums(problem)
     assert problem.input_sum is not None and problem.row_weight
@@ -37,8 +36,13 @@ def centred_sums(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     about_own_mean(energy, targets, weight)
     flat = energy <= CONSTANT * problem.energy
     constant = _constant(problem)
-    if constant.any():
-        constant &= ~_matter(problem, gram, cross, energy)[:, ~flat].any(axis=1)
+    for i in np.flatnonzero(constant).tolist():
+        constant[i] = not _matter(problem, i, gram, cross, energy)[~flat].any()
+    if problem.free_scale and constant[np.diagonal(problem.gram) > 0].all():
+        raise ValueError(
+            f"{problem.name}: intercept: the inputs are constant on all rows but for rounding, so "
+            "that a constant is all there is to find"
+        )
     unclear = (np.diagonal(gram) <= 0) & (np.diagonal(problem.gram) > 0) & ~constant
     if problem.free_scale and unclear.any():
         i = int(np.argmax(unclear))
@@ -93,13 +97,17 @@ def _constant(problem: Problem) -> np.ndarray:
 
 @np.errstate(over="ignore", invalid="ignore")
 def _matter(
-    problem: Problem, gram: np.ndarray, cross: np.ndarray, energy: np.ndarray
+    problem: Problem, i: int, gram: np.ndarray, cross: np.ndarray, energy: np.ndarray
 ) -> np.ndarray:
-    """Which inputs go so much with a target and with other inputs that its loss may show it, at the
-    scale of codes that fit it by chance; of sums about means, (S, T)."""
+    """Of which columns the loss may show how input i goes with the target and with other inputs, at
+    the scale of codes that fit it by chance; of sums about means, less what is rounding, (T,)."""
+    sizes = np.sqrt(np.diagonal(problem.gram).clip(0))
+    rounding = 8 * SPREAD_LOST * sizes[i]
+    pulls, others = np.abs(cross[i]), np.abs(np.delete(gram[i], i))
+    pulls[pulls <= rounding * np.sqrt(problem.energy)] = 0.0
+    others[others <= rounding * np.delete(sizes, i)] = 0.0
     if problem.fixed_scales is not None:
         scales = np.abs(problem.fixed_scales)
     else:
-        scales = np.sqrt(np.maximum(energy, 0.0) / max(np.trace(gram), np.finfo(float).tiny))
-    others = magnitudes_times(gram, np.ones((len(gram), 1))) - np.abs(np.diagonal(gram))[:, None]
-    return 2 * scales * (np.abs(cross) + scales * others) > MATTERS * energy
+        scales = np.sqrt(energy.clip(0) / max(np.trace(gram), np.finfo(float).tiny))
+    return 2 * scales * (pulls + scales * others.sum()) > MATTERS * energy
