@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from hashsolve.problem import Problem
 
 SPREAD_LOST = 5e-14
-"""Share of an input's sum of squares that is rounding where the mean accounts for the rest: of 10⁶
-equal rows half of it was seen to be lost."""
+"""Share of an input's sum of squares that is rounding where the mean accounts for the rest: half of
+it is lost of 10⁴ rows of 0.1."""
 MATTERS = 1e-6
 """Share of an energy that such an input must account for not to be left out."""
 
