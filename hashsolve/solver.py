@@ -174,7 +174,8 @@ def _solve(name: str, problem: Problem, init: np.ndarray | None, control: Contro
     bound = bound - instance.rounding
     computed = loss.copy()
     if instance.free:
-        loss[(loss < 0) & (loss > -noise)] = 0.0  # more would show inconsistent sums
+        # more would show inconsistent sums
+        loss[(loss < 0) & (loss > -np.maximum(noise, OPTIMAL_TOLERANCE * instance.energy))] = 0.0
     else:
         decisive = np.flatnonzero(loss - bound <= OPTIMAL_TOLERANCE * np.abs(loss) + 10 * noise)
         loss[decisive] = state.fixed_loss(decisive)

@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from columns import FIXED, FREE, KINDS, make_column, optimum, unpacked
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import hashsolve as hs
@@ -118,6 +118,7 @@ def test_fixed_scale_duals_beat_the_uniform_diagonal(kind, size):
 
 
 @given(st.sampled_from(CASES), st.integers(2, 9), SEEDS)
+@example("rank-deficient", 2, 75)  # sums whose rounding gives a loss below zero
 def test_shared_diagonal(kind, size, seed):
     """One diagonal for all columns proves less, and nothing false."""
     p = make_case(kind, seed, size, columns=3, rows=30).problem
